@@ -1,1 +1,83 @@
-fn main() {}
+//! The project's own tasks: `cargo xtask test | bench | bless | tidy`.
+
+#![forbid(unsafe_code)]
+
+mod bench;
+mod python;
+mod tidy;
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode};
+
+const USAGE: &str = "usage: cargo xtask <task>
+
+  test                     all of the tests: tidy, Rust tests, doc tests, examples, Python
+  test --rust | --python   one half of them
+  bench <what> [--peer torch,jax] [--json]
+                           measure attention, scan or model beside a peer, in one run
+  bless                    rewrite the golden files; read the difference before you commit it
+  tidy                     formatting, lints, licences and house rules";
+
+/// The result of a task: what failed, in words.
+type Outcome = Result<(), String>;
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let outcome = match arguments.as_slice() {
+        ["test"] => tidy::run().and_then(|()| rust_tests()).and_then(|()| python::test()),
+        ["test", "--rust"] => tidy::run().and_then(|()| rust_tests()),
+        ["test", "--python"] => python::test(),
+        ["bench", rest @ ..] => bench::run(rest),
+        ["bless"] => bless(),
+        ["tidy"] => tidy::run(),
+        _ => Err(USAGE.into()),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(message) => {
+            eprintln!("{message}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn rust_tests() -> Outcome {
+    cargo(&["test", "--workspace", "--all-targets", "--quiet"])?;
+    cargo(&["test", "--workspace", "--doc", "--quiet"])?;
+    let language_model = ["run", "--release", "--quiet", "--example", "language_model", "--"];
+    let out = root().join("target/smoke");
+    let out = out.to_string_lossy();
+    cargo(&[&language_model[..], &["--steps", "3", "--quick", "--out", &out]].concat())
+}
+
+fn bless() -> Outcome {
+    execute(command("cargo", &["test", "--workspace", "--quiet"]).env("TILEWRIGHT_BLESS", "1"))
+}
+
+/// The repository's root.
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("xtask stands in the repository").to_path_buf()
+}
+
+fn cargo(arguments: &[&str]) -> Outcome {
+    execute(&mut command("cargo", arguments))
+}
+
+/// A command that will run in the repository's root.
+fn command(program: impl AsRef<std::ffi::OsStr>, arguments: &[&str]) -> Command {
+    let mut command = Command::new(program);
+    command.args(arguments).current_dir(root());
+    command
+}
+
+/// Runs a command to its end, showing what it prints.
+fn execute(command: &mut Command) -> Outcome {
+    let shown = format!("{command:?}").replace('"', "");
+    eprintln!("$ {shown}");
+    match command.status() {
+        Ok(status) if status.success() => Ok(()),
+        Ok(status) => Err(format!("`{shown}` failed: {status}")),
+        Err(error) => Err(format!("`{shown}` could not be started: {error}")),
+    }
+}
