@@ -393,8 +393,8 @@ pub struct FlexAttention {
 /// Operands `(query, key, value, output, log_sum_exp, output cotangent, [log_sum_exp cotangent,] capture…)`;
 /// results `(query, key, value cotangents, learned capture cotangents…)`, each of its primal's type.
 ///
-/// With `p = exp(s − log_sum_exp)`, `g = p · (output cotangent · value − output cotangent · output
-/// + log_sum_exp cotangent)` over the admitted pairs (a pair in a row whose log_sum_exp is −∞ has
+/// With `p = exp(s − log_sum_exp)` and `g = p · (output cotangent · value − output cotangent · output +
+/// log_sum_exp cotangent)` over the admitted pairs (a pair in a row whose log_sum_exp is −∞ has
 /// `p = g = 0`), the region `joint` turns `g` into the cotangent of the raw score and into contributions,
 /// and each contribution's value is added, in f32 or wider, at its indices of its capture's cotangent.
 #[derive(Clone, Debug, PartialEq)]

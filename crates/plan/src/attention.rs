@@ -95,6 +95,19 @@ pub struct AttentionBackward {
     pub captures: Vec<CaptureCotangent>,
     /// The reductions that feed `captures`: each term's values summed by a key.
     pub reductions: Vec<CaptureReduction>,
+    /// Terms that need no reduction, because their sums are proved to be zero. For people.
+    pub zero_terms: Vec<ZeroTerm>,
+}
+
+/// A term whose sums are all zero, and so is not computed.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ZeroTerm {
+    /// Which of [`AttentionBackward::captures`] it would go to.
+    pub capture: usize,
+    /// Why it is zero: a line for people.
+    pub reason: String,
+    /// The user's line that reads the capture.
+    pub origin: Option<Origin>,
 }
 
 /// The cotangent of one captured array: zeros, plus what the reductions that name it hold, in order.
@@ -121,8 +134,9 @@ pub struct CaptureReduction {
     pub result: usize,
     /// Which of [`AttentionBackward::captures`] receives the sums.
     pub capture: usize,
-    /// Inputs `0 b, 1 h, 2 q, 3 k` (`I32`); results the index of each axis of the capture. Evaluated at any
-    /// one pair of the key.
+    /// Inputs `0 b, 1 h, 2 q, 3 k` (`I32`), for [`ReductionKey::Bucket`] and [`ReductionKey::Any`] also
+    /// `4 score`; results the index of each axis of the capture, negative ones counting from its end.
+    /// Evaluated at any one pair of the key.
     pub indices: Program,
     /// Why this key: a line for people.
     pub reason: String,
@@ -143,8 +157,9 @@ pub enum ReductionKey {
     Difference,
     /// q + k: sums along counter-diagonals.
     Sum,
-    /// A number in `0..size` that the indices program gives as its only result, not known to be simpler: a
-    /// small table, indexed by anything; the capture is seen as flat. One histogram.
+    /// A number in `0..size` that the indices program gives as its only result (row-major, none negative),
+    /// not known to be simpler: a small table, indexed by anything; the capture is seen as flat. One
+    /// histogram.
     Bucket {
         /// Elements of the capture.
         size: usize,
