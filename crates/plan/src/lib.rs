@@ -50,7 +50,7 @@ pub enum Kernel {
     /// Attention.
     AttentionForward(AttentionForward),
     /// Gradient of attention.
-    AttentionBackward(AttentionBackward),
+    AttentionBackward(Box<AttentionBackward>),
     /// A scan.
     Scan(Scan),
 }
