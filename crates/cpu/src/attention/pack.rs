@@ -1,0 +1,178 @@
+//! From strided arrays of any float type to what the microkernel reads, and back.
+//!
+//! Every element of query, key and value is converted here once and never looked at in its own type again.
+
+use half::{bf16, f16};
+use tilewright_ir::DType;
+
+use super::product::{Panels, width};
+use super::vector::{Scalar, Vector};
+
+/// A float array in memory with up to four axes, the last of them the one that rows run along.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Strided {
+    /// The element at the origin.
+    pub data: *mut u8,
+    /// Element type: a float.
+    pub dtype: DType,
+    /// Elements between neighbours along each axis.
+    pub strides: [isize; 4],
+}
+
+// SAFETY: a place in memory; whoever reads or writes through it sees to who else does.
+unsafe impl Send for Strided {}
+unsafe impl Sync for Strided {}
+
+impl Strided {
+    /// The address of the row at these leading indices.
+    ///
+    /// # Safety
+    /// The indices are within the array.
+    unsafe fn row(&self, index: [usize; 3]) -> *mut u8 {
+        let elements: isize = index.iter().zip(self.strides).map(|(&i, stride)| i as isize * stride).sum();
+        // SAFETY: an element of the array.
+        unsafe { self.data.offset(elements * self.dtype.size() as isize) }
+    }
+
+    /// Reads a row, times `factor`.
+    ///
+    /// # Safety
+    /// The row is within the array, and nobody writes it.
+    #[inline(always)]
+    pub(super) unsafe fn read_row<S: Scalar>(&self, index: [usize; 3], factor: f64, row: &mut [S]) {
+        // SAFETY: each arm reads the row's elements in the array's element type.
+        unsafe {
+            let from = self.row(index);
+            let stride = self.strides[3];
+            match self.dtype {
+                DType::F32 if stride == 1 && factor == 1.0 => {
+                    let from = std::slice::from_raw_parts(from.cast::<f32>(), row.len());
+                    for (to, &x) in row.iter_mut().zip(from) {
+                        *to = S::from_f64(x as f64);
+                    }
+                }
+                DType::F64 => read::<f64, S>(from, stride, row, |x| S::from_f64(x * factor)),
+                DType::F32 => read::<f32, S>(from, stride, row, |x| S::from_f64((x * factor as f32) as f64)),
+                DType::BF16 => {
+                    read::<bf16, S>(from, stride, row, |x| S::from_f64((x.to_f32() * factor as f32) as f64))
+                }
+                DType::F16 => {
+                    read::<f16, S>(from, stride, row, |x| S::from_f64((x.to_f32() * factor as f32) as f64))
+                }
+                DType::I64 | DType::I32 | DType::U8 | DType::Bool => unreachable!("attention is over floats"),
+            }
+        }
+    }
+
+    /// Writes a row, rounded to the element type.
+    ///
+    /// # Safety
+    /// The row is within the array, and nobody else reads or writes it.
+    #[inline(always)]
+    pub(super) unsafe fn write_row<S: Scalar>(&self, index: [usize; 3], row: &[S]) {
+        // SAFETY: each arm writes the row's elements in the array's element type.
+        unsafe {
+            let to = self.row(index);
+            let stride = self.strides[3];
+            match self.dtype {
+                DType::F64 => write::<f64, S>(to, stride, row, |x| x.to_f64()),
+                DType::F32 => write::<f32, S>(to, stride, row, |x| x.to_f64() as f32),
+                DType::BF16 => write::<bf16, S>(to, stride, row, |x| bf16::from_f32(x.to_f64() as f32)),
+                DType::F16 => write::<f16, S>(to, stride, row, |x| f16::from_f32(x.to_f64() as f32)),
+                DType::I64 | DType::I32 | DType::U8 | DType::Bool => unreachable!("attention is over floats"),
+            }
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn read<T: Copy, S>(from: *const u8, stride: isize, row: &mut [S], convert: impl Fn(T) -> S) {
+    for (i, to) in row.iter_mut().enumerate() {
+        // SAFETY: element i of the row.
+        *to = convert(unsafe { from.cast::<T>().offset(i as isize * stride).read_unaligned() });
+    }
+}
+
+#[inline(always)]
+unsafe fn write<T, S: Copy>(to: *mut u8, stride: isize, row: &[S], convert: impl Fn(S) -> T) {
+    for (i, &x) in row.iter().enumerate() {
+        // SAFETY: element i of the row.
+        unsafe { to.cast::<T>().offset(i as isize * stride).write_unaligned(convert(x)) };
+    }
+}
+
+/// Rows of a strided array, unpacked to a dense row-major block.
+///
+/// # Safety
+/// As [`Strided::read_row`], for `rows` rows from `first` on; `block` holds `rows · size` scalars.
+#[inline(always)]
+pub(super) unsafe fn read_rows<S: Scalar>(
+    array: &Strided,
+    (batch, head, first): (usize, usize, usize),
+    factor: f64,
+    size: usize,
+    block: &mut [S],
+) {
+    for (i, row) in block.chunks_exact_mut(size.max(1)).enumerate() {
+        // SAFETY: as the caller vouches.
+        unsafe { array.read_row([batch, head, first + i], factor, row) };
+    }
+}
+
+/// The panels of a matrix whose rows (depth) are the rows of `block`: `[rows × size]`, columns padded with 0.
+/// Panel p goes to `panels[p · stride ..]`.
+#[inline(always)]
+pub(super) fn pack_rows<V: Vector>(
+    block: &[V::Scalar],
+    size: usize,
+    panels: &mut [V::Scalar],
+    stride: usize,
+) {
+    let width = width::<V>();
+    for (i, row) in block.chunks_exact(size.max(1)).enumerate() {
+        for (panel, part) in row.chunks(width).enumerate() {
+            let to = &mut panels[panel * stride + i * width..][..width];
+            to[..part.len()].copy_from_slice(part);
+            to[part.len()..].fill(V::Scalar::default());
+        }
+    }
+}
+
+/// The panels of the transpose: columns are the rows of `block` (padded with 0), rows its `size` columns.
+#[inline(always)]
+pub(super) fn pack_columns<V: Vector>(
+    block: &[V::Scalar],
+    size: usize,
+    panels: &mut [V::Scalar],
+    stride: usize,
+) {
+    let width = width::<V>();
+    for (panel, rows) in block.chunks(width * size.max(1)).enumerate() {
+        let to = &mut panels[panel * stride..][..size * width];
+        if rows.len() < width * size {
+            to.fill(V::Scalar::default());
+        }
+        for (column, row) in rows.chunks_exact(size.max(1)).enumerate() {
+            for (depth, &x) in row.iter().enumerate() {
+                to[depth * width + column] = x;
+            }
+        }
+    }
+}
+
+/// Packed panels that several threads read, or write at different places.
+pub(crate) struct Packed<S> {
+    data: Vec<S>,
+}
+
+impl<S: Scalar> Packed<S> {
+    /// Zeros.
+    pub(crate) fn new(elements: usize) -> Packed<S> {
+        Packed { data: vec![S::default(); elements] }
+    }
+
+    /// A place in it.
+    pub(crate) fn panels(&self, at: usize, stride: usize) -> Panels<S> {
+        Panels { data: self.data[at..].as_ptr(), stride }
+    }
+}

@@ -1,0 +1,112 @@
+//! The matrix product of the attention engine: a register-blocked microkernel over packed panels
+//! (Goto and van de Geijn 2008, the innermost two loops; the outer ones are attention's own blocks).
+//!
+//! The right operand lies in *panels* of [`width`] columns, row after row within a panel; the left one is
+//! read an element at a time and may have any strides, so that a transposed product needs no transposition.
+
+use super::vector::Vector;
+
+/// Vectors across a register block.
+pub(crate) const WIDTH: usize = 2;
+
+/// Columns of a panel.
+pub(crate) const fn width<V: Vector>() -> usize {
+    WIDTH * V::LANES
+}
+
+/// A strided matrix that is read an element at a time.
+#[derive(Clone, Copy)]
+pub(crate) struct Left<S> {
+    /// The element (0, 0).
+    pub data: *const S,
+    /// Elements between rows.
+    pub row: usize,
+    /// Elements between columns.
+    pub column: usize,
+}
+
+/// A packed right operand.
+#[derive(Clone, Copy)]
+pub(crate) struct Panels<S> {
+    /// The first panel, at the first row.
+    pub data: *const S,
+    /// Elements between panels.
+    pub stride: usize,
+}
+
+/// The result, row-major.
+#[derive(Clone, Copy)]
+pub(crate) struct Target<S> {
+    /// The element (0, 0).
+    pub data: *mut S,
+    /// Elements between rows; at least `panels` panels wide.
+    pub row: usize,
+    /// Whether the product is added to what stands there.
+    pub add: bool,
+}
+
+/// `target (+)= left [rows × depth] · right [depth × panels·width]`.
+///
+/// # Safety
+/// The machine has the instruction set of `V`, and the operands cover the extents.
+#[inline(always)]
+pub(crate) unsafe fn product<V: Vector>(
+    (rows, depth, panels): (usize, usize, usize),
+    left: Left<V::Scalar>,
+    right: Panels<V::Scalar>,
+    target: Target<V::Scalar>,
+) {
+    for panel in 0..panels {
+        // SAFETY: within the extents that the caller vouches for.
+        unsafe {
+            let right = right.data.add(panel * right.stride);
+            let target = Target { data: target.data.add(panel * width::<V>()), ..target };
+            let mut row = 0;
+            while row < rows {
+                let left = Left { data: left.data.add(row * left.row), ..left };
+                let target = Target { data: target.data.add(row * target.row), ..target };
+                row += match rows - row {
+                    8.. if V::ROWS >= 8 => block::<V, 8>(depth, left, right, target),
+                    6.. if V::ROWS >= 6 => block::<V, 6>(depth, left, right, target),
+                    4.. => block::<V, 4>(depth, left, right, target),
+                    2.. => block::<V, 2>(depth, left, right, target),
+                    _ => block::<V, 1>(depth, left, right, target),
+                };
+            }
+        }
+    }
+}
+
+/// One register block; gives its rows.
+#[inline(always)]
+unsafe fn block<V: Vector, const ROWS: usize>(
+    depth: usize,
+    left: Left<V::Scalar>,
+    right: *const V::Scalar,
+    target: Target<V::Scalar>,
+) -> usize {
+    // SAFETY: the caller vouches for `ROWS` rows, `depth` columns and one panel.
+    unsafe {
+        let mut sums = [[V::splat(Default::default()); WIDTH]; ROWS];
+        let (mut from, mut at) = (left.data, right);
+        for _ in 0..depth {
+            let columns: [V; WIDTH] = [V::load(at), V::load(at.add(V::LANES))];
+            let mut element = from;
+            for sum in &mut sums {
+                let x = V::splat(*element);
+                sum[0] = x.fma(columns[0], sum[0]);
+                sum[1] = x.fma(columns[1], sum[1]);
+                element = element.add(left.row);
+            }
+            from = from.add(left.column);
+            at = at.add(width::<V>());
+        }
+        for (row, sum) in sums.iter().enumerate() {
+            for (i, &sum) in sum.iter().enumerate() {
+                let to = target.data.add(row * target.row + i * V::LANES);
+                if target.add { V::load(to).add(sum).store(to) } else { sum.store(to) }
+            }
+        }
+    }
+    ROWS
+}

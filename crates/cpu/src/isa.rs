@@ -1,0 +1,164 @@
+//! Instruction sets, chosen at run time.
+//!
+//! Vector code is written once, as plain loops that the compiler vectorises, and compiled once for each
+//! instruction set: a [`Kernel`]'s `run` is inlined into one function for each [`Isa`], which enables that
+//! set's features; [`select`] picks among them.
+//!
+//! Contraction is explicit. Code that gains from a fused multiply-add calls [`Machine::multiply_add`], which
+//! rounds once where the machine can and twice where it would have to call a library. So all sets that have
+//! the instruction (AVX-512, AVX2, NEON) give the same bits, and [`Isa::Portable`] may differ from them by
+//! the bounds stated in [`crate::math`].
+
+use std::sync::OnceLock;
+
+/// An instruction set that kernels are compiled for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Isa {
+    /// What every machine of the target has.
+    Portable,
+    /// 256-bit vectors and fused multiply-add.
+    #[cfg(target_arch = "x86_64")]
+    Avx2,
+    /// 512-bit vectors (F, BW, DQ, VL).
+    #[cfg(target_arch = "x86_64")]
+    Avx512,
+    /// 128-bit vectors and fused multiply-add.
+    #[cfg(target_arch = "aarch64")]
+    Neon,
+}
+
+impl Isa {
+    /// The sets that this machine has, the best last.
+    pub fn available() -> Vec<Isa> {
+        #[allow(unused_mut, reason = "no other set is known on some targets")]
+        let mut sets = vec![Isa::Portable];
+        #[cfg(target_arch = "x86_64")]
+        {
+            if is_x86_feature_detected!("avx2")
+                && is_x86_feature_detected!("fma")
+                && is_x86_feature_detected!("f16c")
+            {
+                sets.push(Isa::Avx2);
+                if is_x86_feature_detected!("avx512f")
+                    && is_x86_feature_detected!("avx512bw")
+                    && is_x86_feature_detected!("avx512dq")
+                    && is_x86_feature_detected!("avx512vl")
+                {
+                    sets.push(Isa::Avx512);
+                }
+            }
+        }
+        #[cfg(target_arch = "aarch64")]
+        sets.push(Isa::Neon);
+        sets
+    }
+
+    /// The set to use where nothing else is asked for: the best that the machine has, or the one that the
+    /// environment variable `TILEWRIGHT_ISA` names (`portable`, `avx2`, `avx512`, `neon`) if the machine
+    /// has it. Read once.
+    pub fn preferred() -> Isa {
+        static PREFERRED: OnceLock<Isa> = OnceLock::new();
+        *PREFERRED.get_or_init(|| {
+            let sets = Isa::available();
+            let asked = std::env::var("TILEWRIGHT_ISA").ok();
+            let named = sets.iter().find(|isa| asked.as_deref() == Some(isa.name()));
+            *named.unwrap_or(sets.last().expect("portable is always available"))
+        })
+    }
+
+    /// The name that `TILEWRIGHT_ISA` takes.
+    pub fn name(self) -> &'static str {
+        match self {
+            Isa::Portable => "portable",
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2 => "avx2",
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512 => "avx512",
+            #[cfg(target_arch = "aarch64")]
+            Isa::Neon => "neon",
+        }
+    }
+}
+
+/// What vector code may ask of the machine that it is compiled for.
+pub trait Machine {
+    /// Whether a fused multiply-add is one instruction.
+    const FUSED: bool;
+
+    /// `a · b + c`, rounded once where [`Machine::FUSED`], else twice.
+    #[inline(always)]
+    fn multiply_add(a: f32, b: f32, c: f32) -> f32 {
+        if Self::FUSED { a.mul_add(b, c) } else { a * b + c }
+    }
+
+    /// As [`Machine::multiply_add`].
+    #[inline(always)]
+    fn multiply_add_f64(a: f64, b: f64, c: f64) -> f64 {
+        if Self::FUSED { a.mul_add(b, c) } else { a * b + c }
+    }
+}
+
+/// A machine with fused multiply-add.
+pub struct Fused;
+
+impl Machine for Fused {
+    const FUSED: bool = true;
+}
+
+/// A machine without.
+pub struct Plain;
+
+impl Machine for Plain {
+    const FUSED: bool = false;
+}
+
+/// Code to be compiled for each instruction set. `run` must be `#[inline(always)]`.
+pub trait Kernel {
+    /// What it works on: pointers and sizes.
+    type Arguments;
+
+    /// The code.
+    ///
+    /// # Safety
+    /// As the implementation says: its pointers must be good for the sizes that come with them.
+    unsafe fn run<M: Machine>(arguments: &Self::Arguments);
+}
+
+/// A kernel compiled for one instruction set. The caller vouches for the machine as for the arguments.
+pub type Compiled<A> = unsafe fn(&A);
+
+/// The compiled form of `K` for `isa`.
+pub fn select<K: Kernel>(isa: Isa) -> Compiled<K::Arguments> {
+    match isa {
+        Isa::Portable => portable::<K>,
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx2 => avx2::<K>,
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx512 => avx512::<K>,
+        #[cfg(target_arch = "aarch64")]
+        Isa::Neon => neon::<K>,
+    }
+}
+
+// SAFETY (each of the four): the caller keeps `Kernel::run`'s contract, and has the machine's features.
+unsafe fn portable<K: Kernel>(arguments: &K::Arguments) {
+    unsafe { K::run::<Plain>(arguments) }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma,f16c,bmi1,bmi2")]
+unsafe fn avx2<K: Kernel>(arguments: &K::Arguments) {
+    unsafe { K::run::<Fused>(arguments) }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c,bmi1,bmi2")]
+unsafe fn avx512<K: Kernel>(arguments: &K::Arguments) {
+    unsafe { K::run::<Fused>(arguments) }
+}
+
+#[cfg(target_arch = "aarch64")]
+#[target_feature(enable = "neon")]
+unsafe fn neon<K: Kernel>(arguments: &K::Arguments) {
+    unsafe { K::run::<Fused>(arguments) }
+}

@@ -1,0 +1,264 @@
+//! Memory: what a run's buffers are, checked looks at them, and aligned scratch.
+
+use std::alloc::{Layout, dealloc};
+use std::marker::PhantomData;
+use std::ops::{Deref, DerefMut};
+
+use tilewright_ir::{DType, Error, ErrorKind, Result};
+use tilewright_plan::{Buffer, Place, Plan, Table, View};
+
+/// Bytes that every allocation is aligned to: a cache line, and the widest vector.
+pub const ALIGNMENT: usize = 64;
+
+/// The buffers of one run. Kernels run one after the other; within one, threads write disjoint elements.
+pub struct Memory<'a> {
+    buffers: Vec<Span>,
+    lifetime: PhantomData<&'a mut [u8]>,
+}
+
+#[derive(Clone, Copy)]
+struct Span {
+    data: *mut u8,
+    dtype: DType,
+    elements: usize,
+    writable: bool,
+}
+
+// SAFETY: a `Span` is only dereferenced by kernels, through an `Array`; see there.
+unsafe impl Send for Memory<'_> {}
+// SAFETY: as above.
+unsafe impl Sync for Memory<'_> {}
+
+/// A strided array inside one buffer, all of whose elements are known to be there and aligned.
+///
+/// Whoever reads or writes through `data` vouches for staying within `extents`, and for no other thread
+/// writing the same elements at that time. Elements may be read and written through several arrays, so no
+/// reference to them may be held while another array of the same buffer is written.
+#[derive(Clone, Debug)]
+pub struct Array {
+    /// The element at the origin.
+    pub data: *mut u8,
+    /// Element type.
+    pub dtype: DType,
+    /// Extent of each axis.
+    pub extents: Vec<usize>,
+    /// Elements between neighbours along each axis.
+    pub strides: Vec<isize>,
+}
+
+// SAFETY: see the contract above; the pointer is good for the whole run.
+unsafe impl Send for Array {}
+// SAFETY: as above.
+unsafe impl Sync for Array {}
+
+impl Array {
+    /// The element at a position, as a pointer.
+    ///
+    /// # Panics
+    /// Where the position has another rank.
+    pub fn at<T>(&self, position: &[usize]) -> *mut T {
+        assert_eq!(position.len(), self.strides.len());
+        debug_assert_eq!(size_of::<T>(), self.dtype.size());
+        let offset: isize = position.iter().zip(&self.strides).map(|(&i, &s)| i as isize * s).sum();
+        self.data.wrapping_offset(offset * self.dtype.size() as isize).cast()
+    }
+}
+
+impl<'a> Memory<'a> {
+    /// The buffers of `plan`, with its inputs, outputs and arena.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Shape`] where an input or output is missing or too short, [`ErrorKind::Layout`] where
+    /// one is not aligned to its elements, [`ErrorKind::Invariant`] where the plan is at fault.
+    pub fn new(
+        plan: &'a Plan,
+        inputs: &'a [&[u8]],
+        outputs: &'a mut [&mut [u8]],
+        arena: &'a mut [u8],
+    ) -> Result<Memory<'a>> {
+        let outputs: Vec<(*mut u8, usize)> =
+            outputs.iter_mut().map(|bytes| (bytes.as_mut_ptr(), bytes.len())).collect();
+        let arena = (arena.as_mut_ptr(), arena.len());
+        let span = |buffer: &Buffer| -> Result<Span> {
+            let needed = buffer
+                .elements
+                .checked_mul(buffer.dtype.size())
+                .ok_or_else(|| broken("a buffer is larger than memory"))?;
+            let (name, data, found, writable) = match &buffer.place {
+                Place::Input(i) => {
+                    let bytes = inputs.get(*i).ok_or_else(|| missing("input", *i))?;
+                    (format!("input {i}"), bytes.as_ptr().cast_mut(), bytes.len(), false)
+                }
+                Place::Output(i) => {
+                    let (data, found) = *outputs.get(*i).ok_or_else(|| missing("output", *i))?;
+                    (format!("output {i}"), data, found, true)
+                }
+                Place::Constant(literal) => {
+                    let bytes = literal.bytes();
+                    ("a constant".into(), bytes.as_ptr().cast_mut(), bytes.len(), false)
+                }
+                Place::Arena(start) => {
+                    if *start > arena.1 {
+                        return Err(broken("a buffer starts outside the arena"));
+                    }
+                    ("the arena".into(), arena.0.wrapping_add(*start), arena.1 - start, true)
+                }
+            };
+            if found < needed {
+                return Err(Error::shape(name, format!("{needed} bytes"), format!("{found} bytes")));
+            }
+            if needed > 0 && data.addr() % buffer.dtype.size() != 0 {
+                return Err(Error::new(ErrorKind::Layout {
+                    argument: name,
+                    message: format!("not aligned to its elements, {}", buffer.dtype),
+                }));
+            }
+            Ok(Span { data, dtype: buffer.dtype, elements: buffer.elements, writable })
+        };
+        let buffers = plan.buffers.iter().map(span).collect::<Result<_>>()?;
+        Ok(Memory { buffers, lifetime: PhantomData })
+    }
+
+    /// A look at a buffer over a space of the given extents, for reading.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Invariant`] where the view leaves its buffer or has another type: a fault of the plan.
+    pub fn read(&self, view: &View, dtype: DType, extents: &[usize]) -> Result<Array> {
+        let span = self
+            .buffers
+            .get(view.buffer.0)
+            .ok_or_else(|| broken("a view names a buffer that is not there"))?;
+        if span.dtype != dtype {
+            return Err(broken(format!("a view as {dtype} of a buffer of {}", span.dtype)));
+        }
+        if view.strides.len() != extents.len() {
+            return Err(broken(format!("{} strides for {} axes", view.strides.len(), extents.len())));
+        }
+        if !extents.contains(&0) && !inside(view, extents, span.elements) {
+            return Err(broken(format!("a view of {extents:?} leaves its buffer: {view:?}")));
+        }
+        let data = span.data.wrapping_offset(view.offset.wrapping_mul(dtype.size() as isize));
+        Ok(Array { data, dtype, extents: extents.to_vec(), strides: view.strides.clone() })
+    }
+
+    /// As [`Memory::read`], for writing.
+    ///
+    /// # Errors
+    /// As [`Memory::read`]; and where the buffer is an input or a constant.
+    pub fn write(&self, view: &View, dtype: DType, extents: &[usize]) -> Result<Array> {
+        let array = self.read(view, dtype, extents)?;
+        if !self.buffers[view.buffer.0].writable {
+            return Err(broken("a kernel writes an input"));
+        }
+        Ok(array)
+    }
+
+    /// The arrays that a kernel's programs read.
+    ///
+    /// # Errors
+    /// As [`Memory::read`].
+    pub fn tables(&self, tables: &[Table]) -> Result<Vec<Array>> {
+        tables.iter().map(|table| self.read(&table.view, table.dtype, &table.shape)).collect()
+    }
+}
+
+/// Whether all elements of a view over `extents` (none 0) are in `0..elements`.
+fn inside(view: &View, extents: &[usize], elements: usize) -> bool {
+    let (mut least, mut greatest) = (view.offset as i128, view.offset as i128);
+    for (&extent, &stride) in extents.iter().zip(&view.strides) {
+        let reach = (extent as i128 - 1) * stride as i128;
+        least += reach.min(0);
+        greatest += reach.max(0);
+    }
+    least >= 0 && greatest < elements as i128
+}
+
+fn missing(what: &str, number: usize) -> Error {
+    Error::shape(format!("{what} {number}"), "one more argument", "none")
+}
+
+/// A fault of the plan, not of its user.
+pub(crate) fn broken(message: impl Into<String>) -> Error {
+    Error::new(ErrorKind::Invariant { invariant: 0, message: message.into() })
+}
+
+/// A zeroed, aligned allocation of plain numbers that can fail.
+pub struct Aligned<T: Number> {
+    data: *mut T,
+    length: usize,
+}
+
+/// A type of which every bit pattern is a value.
+///
+/// # Safety
+/// Only for such types, of alignment at most [`ALIGNMENT`].
+pub unsafe trait Number: Copy + Send + Sync + 'static {}
+
+// SAFETY (all): plain numbers.
+unsafe impl Number for u8 {}
+unsafe impl Number for u16 {}
+unsafe impl Number for i32 {}
+unsafe impl Number for u32 {}
+unsafe impl Number for i64 {}
+unsafe impl Number for u64 {}
+unsafe impl Number for f32 {}
+unsafe impl Number for f64 {}
+
+// SAFETY: it owns its memory, as a `Vec` does.
+unsafe impl<T: Number> Send for Aligned<T> {}
+// SAFETY: as above.
+unsafe impl<T: Number> Sync for Aligned<T> {}
+
+impl<T: Number> Aligned<T> {
+    /// `length` zeros.
+    ///
+    /// # Errors
+    /// [`ErrorKind::OutOfMemory`].
+    pub fn new(length: usize) -> Result<Aligned<T>> {
+        let Some(layout) = Aligned::<T>::layout(length) else {
+            return Err(out_of_memory(length.saturating_mul(size_of::<T>())));
+        };
+        if layout.size() == 0 {
+            return Ok(Aligned { data: std::ptr::without_provenance_mut(ALIGNMENT), length });
+        }
+        // SAFETY: the layout is not of size 0.
+        let data = unsafe { std::alloc::alloc_zeroed(layout) };
+        if data.is_null() {
+            return Err(out_of_memory(layout.size()));
+        }
+        Ok(Aligned { data: data.cast(), length })
+    }
+
+    fn layout(length: usize) -> Option<Layout> {
+        Layout::from_size_align(length.checked_mul(size_of::<T>())?, ALIGNMENT).ok()
+    }
+}
+
+fn out_of_memory(bytes: usize) -> Error {
+    Error::new(ErrorKind::OutOfMemory { bytes, device: "the CPU".into() })
+}
+
+impl<T: Number> Drop for Aligned<T> {
+    fn drop(&mut self) {
+        if let Some(layout) = Aligned::<T>::layout(self.length).filter(|layout| layout.size() > 0) {
+            // SAFETY: it was allocated with this layout.
+            unsafe { dealloc(self.data.cast(), layout) }
+        }
+    }
+}
+
+impl<T: Number> Deref for Aligned<T> {
+    type Target = [T];
+
+    fn deref(&self) -> &[T] {
+        // SAFETY: `length` initialised elements, owned.
+        unsafe { std::slice::from_raw_parts(self.data, self.length) }
+    }
+}
+
+impl<T: Number> DerefMut for Aligned<T> {
+    fn deref_mut(&mut self) -> &mut [T] {
+        // SAFETY: `length` initialised elements, owned and borrowed mutably.
+        unsafe { std::slice::from_raw_parts_mut(self.data, self.length) }
+    }
+}

@@ -1,0 +1,95 @@
+//! Runs the kernels of a plan one after the other.
+
+use std::any::Any;
+use std::collections::HashMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+
+use rayon::{ThreadPool, ThreadPoolBuilder};
+use tilewright_ir::{Error, ErrorKind, Result};
+use tilewright_plan::{Kernel, Plan};
+
+use crate::memory::{Aligned, Memory, broken};
+use crate::{Context, Isa, attention, block_map, scan};
+
+/// Runs a plan: `inputs[i]` feeds the plan's input i (its elements in the byte order of the machine, aligned
+/// to them), `outputs[i]` receives its output i, packed. `threads` 0 means one for each core. The result
+/// has the same bits for any number of threads.
+///
+/// # Errors
+/// [`ErrorKind::Index`] for a gather out of range, [`ErrorKind::OutOfMemory`], [`ErrorKind::Shape`] or
+/// [`ErrorKind::Layout`] where an input or output does not fit the plan, [`ErrorKind::Invariant`] where the
+/// plan is at fault. Outputs are then in no particular state.
+pub fn run(plan: &Plan, inputs: &[&[u8]], outputs: &mut [&mut [u8]], threads: usize) -> Result<()> {
+    run_with(plan, inputs, outputs, threads, Isa::preferred())
+}
+
+/// [`run`] with a chosen instruction set.
+///
+/// # Errors
+/// As [`run`]; and [`ErrorKind::DeviceUnavailable`] where the machine has not that instruction set.
+pub fn run_with(
+    plan: &Plan,
+    inputs: &[&[u8]],
+    outputs: &mut [&mut [u8]],
+    threads: usize,
+    isa: Isa,
+) -> Result<()> {
+    if !Isa::available().contains(&isa) {
+        return Err(Error::new(ErrorKind::DeviceUnavailable {
+            device: "the CPU".into(),
+            found: Isa::preferred().name().into(),
+            required: isa.name().into(),
+        }));
+    }
+    let threads = match threads {
+        0 => std::thread::available_parallelism().map_or(1, |n| n.get()),
+        n => n,
+    };
+    let mut arena = Aligned::<u64>::new(plan.arena_bytes.div_ceil(8))?;
+    // SAFETY: the arena's numbers, seen as bytes.
+    let arena = unsafe { std::slice::from_raw_parts_mut(arena.as_mut_ptr().cast::<u8>(), arena.len() * 8) };
+    let memory = Memory::new(plan, inputs, outputs, arena)?;
+    let block_maps = (0..plan.block_maps).map(|_| OnceLock::new()).collect();
+    let context = Context { isa, threads, block_maps };
+    let run = || plan.kernels.iter().try_for_each(|kernel| run_kernel(kernel, &memory, &context));
+    catch_unwind(AssertUnwindSafe(|| match threads {
+        1 => run(),
+        _ => pool(threads)?.install(run),
+    }))
+    .unwrap_or_else(|panic| Err(broken(panic_message(panic.as_ref()))))
+}
+
+fn run_kernel(kernel: &Kernel, memory: &Memory, context: &Context) -> Result<()> {
+    match kernel {
+        Kernel::Loops(_) | Kernel::MatMul(_) | Kernel::ScatterAdd(_) => todo!(),
+        Kernel::BlockMap(map) => {
+            let blocks = block_map::build(map, memory, context)?;
+            let slot =
+                context.block_maps.get(map.slot).ok_or_else(|| broken("a block map without a slot"))?;
+            slot.set(blocks).map_err(|_| broken("a block map is made twice"))
+        }
+        Kernel::AttentionForward(kernel) => attention::forward(kernel, memory, context),
+        Kernel::AttentionBackward(kernel) => attention::backward(kernel, memory, context),
+        Kernel::Scan(kernel) => scan::run(kernel, memory, context),
+    }
+}
+
+/// The pool of so many threads, made at its first use and kept.
+fn pool(threads: usize) -> Result<Arc<ThreadPool>> {
+    static POOLS: OnceLock<Mutex<HashMap<usize, Arc<ThreadPool>>>> = OnceLock::new();
+    let mut pools = POOLS.get_or_init(Mutex::default).lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(pool) = pools.get(&threads) {
+        return Ok(pool.clone());
+    }
+    let made = ThreadPoolBuilder::new().num_threads(threads).build();
+    let pool = Arc::new(made.map_err(|error| Error::argument("threads", error.to_string()))?);
+    pools.insert(threads, pool.clone());
+    Ok(pool)
+}
+
+fn panic_message(panic: &(dyn Any + Send)) -> String {
+    let text = panic.downcast_ref::<&str>().map(|text| text.to_string());
+    let text = text.or_else(|| panic.downcast_ref::<String>().cloned());
+    format!("a kernel panicked: {}", text.unwrap_or_default())
+}
