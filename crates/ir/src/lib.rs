@@ -17,8 +17,11 @@
 mod error;
 mod graph;
 mod infer;
+mod lexer;
 mod literal;
 mod op;
+mod parse;
+mod print;
 mod types;
 mod verify;
 
@@ -30,5 +33,6 @@ pub use op::{
     AssociativeScan, Binary, Compare, Contribution, DotAxes, FlexAttention, FlexAttentionBackward, Op,
     Reduction, Unary,
 };
+pub use parse::parse;
 pub use types::{DType, Type, element_count};
 pub use verify::verify;
