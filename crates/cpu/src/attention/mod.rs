@@ -1,17 +1,31 @@
 //! Attention, forward and backward.
 
-use tilewright_ir::Result;
+use tilewright_ir::{DType, Result};
 use tilewright_plan::{AttentionBackward, AttentionForward};
 
 use crate::Context;
 use crate::memory::Memory;
 
+mod forward;
+mod operands;
+mod pack;
+mod product;
+mod vector;
+
 /// Runs attention.
-pub(crate) fn forward(_kernel: &AttentionForward, _memory: &Memory, _context: &Context) -> Result<()> {
-    todo!()
+pub(crate) fn forward(kernel: &AttentionForward, memory: &Memory, context: &Context) -> Result<()> {
+    match score_dtype(kernel.attention.dtype) {
+        DType::F64 => forward::forward::<f64>(kernel, memory, context),
+        _ => forward::forward::<f32>(kernel, memory, context),
+    }
 }
 
 /// Runs the gradient of attention.
 pub(crate) fn backward(_kernel: &AttentionBackward, _memory: &Memory, _context: &Context) -> Result<()> {
     todo!()
+}
+
+/// The type that scores are computed in.
+fn score_dtype(dtype: DType) -> DType {
+    if dtype == DType::F64 { DType::F64 } else { DType::F32 }
 }

@@ -5,7 +5,7 @@
 use half::{bf16, f16};
 use tilewright_ir::DType;
 
-use super::product::{Panels, width};
+use super::product::width;
 use super::vector::{Scalar, Vector};
 
 /// A float array in memory with up to four axes, the last of them the one that rows run along.
@@ -119,19 +119,23 @@ pub(super) unsafe fn read_rows<S: Scalar>(
     }
 }
 
-/// The panels of a matrix whose rows (depth) are the rows of `block`: `[rows × size]`, columns padded with 0.
-/// Panel p goes to `panels[p · stride ..]`.
+/// The panels of a matrix whose rows are the rows of `block`, `[rows × size]`, columns padded with 0. Panel p
+/// goes to `panels + p · stride`.
+///
+/// # Safety
+/// `panels` is good for the panels' rows.
 #[inline(always)]
-pub(super) fn pack_rows<V: Vector>(
+pub(super) unsafe fn pack_rows<V: Vector>(
     block: &[V::Scalar],
     size: usize,
-    panels: &mut [V::Scalar],
+    panels: *mut V::Scalar,
     stride: usize,
 ) {
     let width = width::<V>();
     for (i, row) in block.chunks_exact(size.max(1)).enumerate() {
         for (panel, part) in row.chunks(width).enumerate() {
-            let to = &mut panels[panel * stride + i * width..][..width];
+            // SAFETY: row i of a panel.
+            let to = unsafe { std::slice::from_raw_parts_mut(panels.add(panel * stride + i * width), width) };
             to[..part.len()].copy_from_slice(part);
             to[part.len()..].fill(V::Scalar::default());
         }
@@ -139,16 +143,20 @@ pub(super) fn pack_rows<V: Vector>(
 }
 
 /// The panels of the transpose: columns are the rows of `block` (padded with 0), rows its `size` columns.
+///
+/// # Safety
+/// `panels` is good for the panels.
 #[inline(always)]
-pub(super) fn pack_columns<V: Vector>(
+pub(super) unsafe fn pack_columns<V: Vector>(
     block: &[V::Scalar],
     size: usize,
-    panels: &mut [V::Scalar],
+    panels: *mut V::Scalar,
     stride: usize,
 ) {
     let width = width::<V>();
     for (panel, rows) in block.chunks(width * size.max(1)).enumerate() {
-        let to = &mut panels[panel * stride..][..size * width];
+        // SAFETY: one panel.
+        let to = unsafe { std::slice::from_raw_parts_mut(panels.add(panel * stride), size * width) };
         if rows.len() < width * size {
             to.fill(V::Scalar::default());
         }
@@ -157,22 +165,5 @@ pub(super) fn pack_columns<V: Vector>(
                 to[depth * width + column] = x;
             }
         }
-    }
-}
-
-/// Packed panels that several threads read, or write at different places.
-pub(crate) struct Packed<S> {
-    data: Vec<S>,
-}
-
-impl<S: Scalar> Packed<S> {
-    /// Zeros.
-    pub(crate) fn new(elements: usize) -> Packed<S> {
-        Packed { data: vec![S::default(); elements] }
-    }
-
-    /// A place in it.
-    pub(crate) fn panels(&self, at: usize, stride: usize) -> Panels<S> {
-        Panels { data: self.data[at..].as_ptr(), stride }
     }
 }

@@ -5,9 +5,10 @@
 //! more than the dozen operations below.
 
 use crate::isa::Isa;
+use crate::memory::Number;
 
 /// A float that attention is computed in, with the constants of its exponential.
-pub(crate) trait Scalar: Copy + Default + PartialOrd + Send + Sync + 'static {
+pub(crate) trait Scalar: Number + Default + PartialOrd + PartialEq {
     /// log₂ e.
     const LOG2_E: Self;
     /// 1.5·2ᵐ for m bits of fraction: adding it rounds to an integer, which the lowest bits then hold.
@@ -22,6 +23,8 @@ pub(crate) trait Scalar: Copy + Default + PartialOrd + Send + Sync + 'static {
     const EXP_POLYNOMIAL: &'static [Self];
     /// −∞.
     const NEG_INFINITY: Self;
+    /// Whether it is neither infinite nor NaN.
+    fn is_finite(self) -> bool;
     /// The nearest value.
     fn from_f64(x: f64) -> Self;
     /// The value.
@@ -35,17 +38,12 @@ impl Scalar for f32 {
     const MINUS_LN2_LOW: f32 = 2.121_944_4e-4;
     const EXP_UNDERFLOW: f32 = -87.3;
     // Cephes, expf: 2 units in the last place.
-    const EXP_POLYNOMIAL: &'static [f32] = &[
-        1.987_569_1e-4,
-        1.398_199_9e-3,
-        8.333_452e-3,
-        4.166_579_6e-2,
-        1.666_666_5e-1,
-        5.0e-1,
-        1.0,
-        1.0,
-    ];
+    const EXP_POLYNOMIAL: &'static [f32] =
+        &[1.987_569_1e-4, 1.398_199_9e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 5.0e-1, 1.0, 1.0];
     const NEG_INFINITY: f32 = f32::NEG_INFINITY;
+    fn is_finite(self) -> bool {
+        f32::is_finite(self)
+    }
     fn from_f64(x: f64) -> f32 {
         x as f32
     }
@@ -78,6 +76,9 @@ impl Scalar for f64 {
         1.0,
     ];
     const NEG_INFINITY: f64 = f64::NEG_INFINITY;
+    fn is_finite(self) -> bool {
+        f64::is_finite(self)
+    }
     fn from_f64(x: f64) -> f64 {
         x
     }
@@ -273,13 +274,13 @@ mod x86 {
 
     use super::{Scalar, Vector, Work};
 
-    #[target_feature(enable = "avx2,fma")]
+    #[target_feature(enable = "avx2,fma,f16c")]
     pub(super) unsafe fn avx2<S: Scalar, V: Vector<Scalar = S>, W: Work<S>>(work: W) -> W::Output {
         // SAFETY: the caller vouches for AVX2 and FMA.
         unsafe { work.run::<V>() }
     }
 
-    #[target_feature(enable = "avx512f,avx2,fma")]
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
     pub(super) unsafe fn avx512<S: Scalar, V: Vector<Scalar = S>, W: Work<S>>(work: W) -> W::Output {
         // SAFETY: the caller vouches for AVX-512.
         unsafe { work.run::<V>() }

@@ -1,0 +1,243 @@
+//! Attention forward: scores, softmax and output in one pass over the keys.
+//!
+//! A *unit* is one block of queries of one head. It walks the blocks of keys that the mask leaves; for each
+//! it makes a panel of scores, turns it into weights relative to the greatest score so far, and adds weights
+//! times values to the output, which is rescaled when a greater score appears (Milakov and Gimelshein 2018;
+//! Dao 2023). No array of queries × keys ever exists.
+
+use std::ops::Range;
+
+use tilewright_ir::Result;
+use tilewright_plan::AttentionForward;
+
+use super::operands::{Layout, Operands, Packed, column, matrix, panel_width};
+use super::pack::{Strided, read_rows};
+use super::product::{Left, Target, product, width};
+use super::vector::{Dispatch, Scalar, Vector, Work};
+use crate::Context;
+use crate::memory::{Aligned, Memory};
+
+/// Queries of a unit.
+const QUERIES: usize = 64;
+/// Keys of a panel of scores; a multiple of every panel's width.
+const KEYS: usize = 128;
+
+/// Runs attention in the score type `S`.
+pub(super) fn forward<S: Dispatch>(
+    kernel: &AttentionForward,
+    memory: &Memory,
+    context: &Context,
+) -> Result<()> {
+    let operands = Operands::new(&kernel.attention, memory)?;
+    let shape = operands.shape;
+    let score_dtype = super::score_dtype(kernel.attention.dtype);
+    let rows = [shape.batch, shape.heads, shape.queries];
+    let output = memory.write(
+        &kernel.output,
+        kernel.attention.dtype,
+        &[shape.batch, shape.heads, shape.queries, shape.value_size],
+    )?;
+    let statistic = |view: &Option<_>| -> Result<Option<Strided>> {
+        let array = view.as_ref().map(|view| memory.write(view, score_dtype, &rows)).transpose()?;
+        Ok(array.map(|array| column(&array)))
+    };
+    let results = Results {
+        output: matrix(&output),
+        log_sum_exp: statistic(&kernel.log_sum_exp)?,
+        maximum: statistic(&kernel.maximum)?,
+    };
+    let keys = Packed::<S>::new(context, operands.key, &shape, shape.head_size, Layout::Keys)?;
+    let values = Packed::<S>::new(context, operands.value, &shape, shape.value_size, Layout::Elements)?;
+    let blocks = shape.queries.div_ceil(QUERIES);
+    context.parallel(shape.batch * shape.heads * blocks, |i| {
+        let (head, block) = (i / blocks, i % blocks);
+        let unit = Unit {
+            operands: &operands,
+            results: &results,
+            keys: &keys,
+            values: &values,
+            batch: head / shape.heads,
+            head: head % shape.heads,
+            queries: block * QUERIES..((block + 1) * QUERIES).min(shape.queries),
+            scratch: Scratch::new(&shape, panel_width::<S>(context.isa))?,
+        };
+        // SAFETY: the context's instruction set is the machine's; units write disjoint rows.
+        unsafe { S::dispatch(context.isa, unit) }
+    })
+}
+
+struct Results {
+    output: Strided,
+    log_sum_exp: Option<Strided>,
+    maximum: Option<Strided>,
+}
+
+struct Unit<'a, S: Scalar> {
+    operands: &'a Operands,
+    results: &'a Results,
+    keys: &'a Packed<S>,
+    values: &'a Packed<S>,
+    batch: usize,
+    head: usize,
+    queries: Range<usize>,
+    scratch: Scratch<S>,
+}
+
+/// What a unit keeps in the caches.
+struct Scratch<S: Scalar> {
+    /// `[QUERIES × head_size]`, times the scale.
+    query: Aligned<S>,
+    /// `[QUERIES × stride]`: scores, then weights.
+    scores: Aligned<S>,
+    /// Elements between rows of `scores`: a panel of keys, and where it begins within a packed panel.
+    stride: usize,
+    /// `[QUERIES × value_size, padded]`.
+    output: Aligned<S>,
+    /// Elements between rows of `output`.
+    output_stride: usize,
+    /// The greatest score of each row so far.
+    maximum: [S; QUERIES],
+    /// The sum of each row's weights, a vector of partial sums.
+    sums: Aligned<S>,
+}
+
+impl<S: Scalar> Scratch<S> {
+    fn new(shape: &tilewright_plan::attention::AttentionShape, width: usize) -> Result<Scratch<S>> {
+        let stride = KEYS + width;
+        let output_stride = shape.value_size.next_multiple_of(width);
+        Ok(Scratch {
+            query: Aligned::new(QUERIES * shape.head_size)?,
+            scores: Aligned::new(QUERIES * stride)?,
+            stride,
+            output: Aligned::new(QUERIES * output_stride)?,
+            output_stride,
+            maximum: [S::NEG_INFINITY; QUERIES],
+            sums: Aligned::new(QUERIES * width)?,
+        })
+    }
+}
+
+impl<S: Dispatch> Work<S> for Unit<'_, S> {
+    type Output = Result<()>;
+
+    #[inline(always)]
+    unsafe fn run<V: Vector<Scalar = S>>(mut self) -> Result<()> {
+        let shape = self.operands.shape;
+        let rows = self.queries.len();
+        let query = &mut self.scratch.query[..rows * shape.head_size];
+        let place = (self.batch, self.head, self.queries.start);
+        // SAFETY: the rows are within the array.
+        unsafe { read_rows(&self.operands.query, place, self.operands.scale, shape.head_size, query) };
+        for first in (0..shape.keys).step_by(KEYS) {
+            // SAFETY: as the caller vouches for the vectors; the keys are within the array.
+            unsafe { self.panel::<V>(first..(first + KEYS).min(shape.keys)) };
+        }
+        // SAFETY: the unit's rows are its own.
+        unsafe { self.finish::<V>() };
+        Ok(())
+    }
+}
+
+impl<S: Dispatch> Unit<'_, S> {
+    /// Takes in the pairs of the unit's queries with some keys, at most [`KEYS`].
+    #[inline(always)]
+    unsafe fn panel<V: Vector<Scalar = S>>(&mut self, keys: Range<usize>) {
+        let shape = self.operands.shape;
+        let rows = self.queries.len();
+        let place = self.operands.key_place(self.batch, self.head);
+        let Scratch { query, scores, stride, output, output_stride, maximum, sums } = &mut self.scratch;
+        let (stride, output_stride) = (*stride, *output_stride);
+        // The panel begins where a packed panel does: its first `skip` columns are not among the keys.
+        let skip = keys.start % width::<V>();
+        let columns = skip + keys.len();
+        // SAFETY: every extent is within its buffer; see `Scratch` and `Packed`.
+        unsafe {
+            product::<V>(
+                (rows, shape.head_size, columns.div_ceil(width::<V>())),
+                Left { data: query.as_ptr(), row: shape.head_size, column: 1 },
+                self.keys.panels(place, keys.start - skip),
+                Target { data: scores.as_mut_ptr(), row: stride, add: false },
+            );
+            for row in 0..rows {
+                let scores = &mut scores[row * stride..][..columns.next_multiple_of(V::LANES)];
+                scores[..skip].fill(S::NEG_INFINITY);
+                scores[columns..].fill(S::NEG_INFINITY);
+                let output = &mut output[row * output_stride..][..output_stride];
+                let sums = &mut sums[row * V::LANES..][..V::LANES];
+                weigh::<V>(scores, &mut maximum[row], sums, output);
+            }
+            product::<V>(
+                (rows, keys.len(), output_stride / width::<V>()),
+                Left { data: scores.as_ptr().add(skip), row: stride, column: 1 },
+                self.values.panels(place, keys.start),
+                Target { data: output.as_mut_ptr(), row: output_stride, add: true },
+            );
+        }
+    }
+
+    /// Stores the unit's results.
+    #[inline(always)]
+    unsafe fn finish<V: Vector<Scalar = S>>(&mut self) {
+        let Scratch { output, output_stride, maximum, sums, .. } = &mut self.scratch;
+        for (row, query) in self.queries.clone().enumerate() {
+            let output = &mut output[row * *output_stride..][..self.operands.shape.value_size];
+            // SAFETY: a vector of partial sums; rows within the arrays and the unit's own.
+            unsafe {
+                let sum = V::load(sums[row * V::LANES..].as_ptr()).sum();
+                let (factor, log_sum_exp) = if sum == 0.0 {
+                    (0.0, f64::NEG_INFINITY)
+                } else {
+                    (1.0 / sum, maximum[row].to_f64() + sum.ln())
+                };
+                for x in &mut *output {
+                    *x = S::from_f64(x.to_f64() * factor);
+                }
+                let place = [self.batch, self.head, query];
+                self.results.output.write_row(place, output);
+                if let Some(array) = &self.results.log_sum_exp {
+                    array.write_row(place, &[S::from_f64(log_sum_exp)]);
+                }
+                if let Some(array) = &self.results.maximum {
+                    array.write_row(place, &[maximum[row]]);
+                }
+            }
+        }
+    }
+}
+
+/// Turns a row of scores into weights relative to its greatest score so far, and rescales what was summed
+/// relative to a lesser one.
+#[inline(always)]
+unsafe fn weigh<V: Vector>(
+    scores: &mut [V::Scalar],
+    maximum: &mut V::Scalar,
+    sums: &mut [V::Scalar],
+    output: &mut [V::Scalar],
+) {
+    let zero = V::Scalar::default();
+    // SAFETY: all lengths are multiples of the lanes.
+    unsafe {
+        let mut greatest = [V::splat(V::Scalar::NEG_INFINITY); 2];
+        for (i, lanes) in scores.chunks_exact(V::LANES).enumerate() {
+            greatest[i % 2] = V::load(lanes.as_ptr()).max(greatest[i % 2]);
+        }
+        let greatest = greatest[0].max(greatest[1]).greatest();
+        let mut sum = V::load(sums.as_ptr());
+        if greatest > *maximum {
+            let factor = V::splat(*maximum).sub(V::splat(greatest)).exp();
+            *maximum = greatest;
+            sum = sum.mul(factor);
+            for lanes in output.chunks_exact_mut(V::LANES) {
+                V::load(lanes.as_ptr()).mul(factor).store(lanes.as_mut_ptr());
+            }
+        }
+        // Where every score is −∞ there is nothing to be relative to.
+        let origin = V::splat(if *maximum == V::Scalar::NEG_INFINITY { zero } else { *maximum });
+        for lanes in scores.chunks_exact_mut(V::LANES) {
+            let weight = V::load(lanes.as_ptr()).sub(origin).exp();
+            weight.store(lanes.as_mut_ptr());
+            sum = sum.add(weight);
+        }
+        sum.store(sums.as_mut_ptr());
+    }
+}
