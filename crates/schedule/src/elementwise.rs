@@ -4,14 +4,16 @@
 //! rounded to it at once, so that a fused program gives the bits that an unfused one would.
 
 use tilewright_ir::{Binary, DType, Op, Scalar, Unary};
-use tilewright_plan::{Kind, Operation, Program, Register};
+use tilewright_plan::{Kind, Operation, Register};
+
+use crate::builder::Push;
 
 /// Appends the instructions of `op` on registers that hold elements of the type `operand`, giving an
 /// element of the type `result`; or nothing where `op` is not a function of single elements.
 ///
 /// For [`Op::Select`] `operand` is the type of the two sides.
 pub(crate) fn push(
-    program: &mut Program,
+    program: &mut impl Push,
     op: &Op,
     registers: &[Register],
     operand: DType,
@@ -52,7 +54,7 @@ pub(crate) fn push(
 }
 
 /// Appends a conversion of an element of type `from` to type `to`.
-pub(crate) fn cast(program: &mut Program, register: Register, from: DType, to: DType) -> Register {
+pub(crate) fn cast(program: &mut impl Push, register: Register, from: DType, to: DType) -> Register {
     let converted = match (Kind::of(from), Kind::of(to)) {
         (from, to) if from == to => register,
         (Kind::F64 | Kind::F32, _) if to == DType::U8 => {
@@ -70,7 +72,7 @@ fn widens(from: DType, to: DType) -> bool {
 }
 
 /// A float to integer conversion saturates, but wrapping an `I32` to `u8` would not.
-fn clamp_to_u8(program: &mut Program, register: Register, kind: Kind) -> Register {
+fn clamp_to_u8(program: &mut impl Push, register: Register, kind: Kind) -> Register {
     let low = program.push(Operation::Constant(Scalar::Float(0.0)), kind);
     let high = program.push(Operation::Constant(Scalar::Float(255.0)), kind);
     let raised = program.push(Operation::Binary(Binary::Max, register, low), kind);
@@ -78,7 +80,7 @@ fn clamp_to_u8(program: &mut Program, register: Register, kind: Kind) -> Registe
 }
 
 /// Appends the rounding or wrapping that makes a register hold an element of `dtype`.
-pub(crate) fn round(program: &mut Program, register: Register, dtype: DType) -> Register {
+pub(crate) fn round(program: &mut impl Push, register: Register, dtype: DType) -> Register {
     match dtype {
         DType::BF16 | DType::F16 => program.push(Operation::Round(dtype, register), Kind::F32),
         DType::U8 => program.push(Operation::Round(dtype, register), Kind::I32),

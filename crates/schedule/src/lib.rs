@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 mod attention;
+mod builder;
 mod elementwise;
 mod operand;
 pub(crate) mod region;
