@@ -89,7 +89,8 @@ fn number(text: &str) -> usize {
     let mut end = 1;
     while let Some(&byte) = bytes.get(end) {
         let exponent = !hexadecimal && matches!(bytes[end - 1], b'e' | b'E');
-        if !is_word(byte as char) && !(exponent && matches!(byte, b'+' | b'-')) {
+        let inside = is_word(byte as char) || exponent && matches!(byte, b'+' | b'-');
+        if !inside {
             break;
         }
         end += 1;
