@@ -10,6 +10,7 @@
 
 pub mod attention;
 pub mod buffer;
+mod effects;
 pub mod evaluate;
 pub mod loops;
 pub mod matmul;

@@ -5,11 +5,20 @@
 
 #![forbid(unsafe_code)]
 
+mod access;
+mod arrays;
 mod attention;
+mod buffers;
 mod builder;
+mod contraction;
 mod elementwise;
+mod emit;
+mod fuse;
+mod lower;
+mod normalise;
 mod operand;
 pub(crate) mod region;
 mod scan;
 
+pub use lower::{Layout, lower};
 pub(crate) use operand::Operand;
