@@ -1,0 +1,124 @@
+"""``flex_attention``: PyTorch's signature and meaning, any captured tensor learned, on the CPU too."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.attention.flex_attention import AuxOutput, AuxRequest
+from torch.nn.attention.flex_attention import BlockMask as TorchBlockMask
+
+from tilewright._errors import ArgumentError, DTypeError, ShapeError
+from tilewright.torch import _compile, _program
+from tilewright.torch._block_mask import resolve
+from tilewright.torch._operator import call
+from tilewright.torch._program import ScoreMod
+
+__all__ = ["AuxOutput", "AuxRequest", "flex_attention"]
+
+
+def flex_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    score_mod: ScoreMod | None = None,
+    block_mask: TorchBlockMask | None = None,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+    return_lse: bool = False,
+    kernel_options: Any = None,
+    *,
+    return_aux: AuxRequest | None = None,
+) -> Any:
+    """Attention with a score function and a mask, as ``torch.nn.attention.flex_attention.flex_attention``.
+
+    Args:
+        query: ``[B, Hq, L, E]``, ``float32``, ``bfloat16``, ``float16`` or ``float64``; any strides.
+        key: ``[B, Hkv, S, E]``; its batch may be 1.
+        value: ``[B, Hkv, S, Ev]``.
+        score_mod: ``(score, b, h, q_idx, kv_idx) -> score``. Tensors that it reads, however it gets hold of them, are
+            captured; those that require a gradient get one, exact and the same in each run.
+        block_mask: from :func:`create_block_mask`, or PyTorch's own.
+        scale: factor of the dot products; ``1 / sqrt(E)`` where ``None``.
+        enable_gqa: whether ``Hq`` may be a multiple of ``Hkv``.
+        return_lse: whether to return the log-sum-exp ``[B, Hq, L]`` as well (PyTorch's older argument).
+        kernel_options: accepted and ignored: there is nothing to tune.
+        return_aux: which of log-sum-exp and row maximum to return as well.
+
+    Returns:
+        The output ``[B, Hq, L, Ev]``; a pair with the log-sum-exp or an ``AuxOutput`` where these are asked for.
+
+    Raises:
+        ShapeError, DTypeError, TraceError: subclasses of ``TilewrightError`` that name argument, axis and both sizes.
+
+    >>> import torch
+    >>> q, k, v = (torch.randn(1, 2, 8, 4) for _ in range(3))
+    >>> bias = torch.zeros(2, 15, requires_grad=True)
+    >>> out = flex_attention(q, k, v, lambda s, b, h, i, j: s + bias[h, i - j + 7])
+    >>> out.square().sum().backward()
+    >>> bias.grad.shape
+    torch.Size([2, 15])
+    """
+    if return_lse and return_aux is not None:
+        raise ArgumentError("return_lse: give return_aux=AuxRequest(lse=True) alone")
+    _check(query, key, value, enable_gqa)
+    scale = 1.0 / math.sqrt(query.shape[-1]) if scale is None else float(scale)
+    if torch.compiler.is_dynamo_compiling():
+        out, lse, maximum = _compile.flex_attention(query, key, value, score_mod, block_mask, scale)
+    else:
+        _check_mask(query, key, block_mask)
+        mask_mod = None if block_mask is None else resolve(block_mask)
+        query, key, value = _autocast(query, key, value)
+        program, captures = _program.attention(query, score_mod, mask_mod, scale)
+        out, lse, maximum = call([query, key, value, *captures], program)
+    if return_aux is not None:
+        aux = AuxOutput(lse=lse if return_aux.lse else None, max_scores=maximum if return_aux.max_scores else None)
+        return out, aux
+    return (out, lse) if return_lse else out
+
+
+def _autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
+    if not torch.is_autocast_enabled("cpu") or tensors[0].dtype == torch.float64:
+        return tensors
+    dtype = torch.get_autocast_dtype("cpu")
+    return tuple(tensor.to(dtype) for tensor in tensors)
+
+
+def _check(query: Tensor, key: Tensor, value: Tensor, enable_gqa: bool) -> None:
+    named = (("query", query), ("key", key), ("value", value))
+    for name, tensor in named:
+        if tensor.dim() != 4:
+            raise ShapeError(f"{name}: 4 axes [batch, heads, length, size] expected, {list(tensor.shape)} found")
+    if not torch.is_autocast_enabled("cpu"):
+        for name, tensor in named:
+            if not tensor.is_floating_point():
+                raise DTypeError(f"{name}: a float type expected, {tensor.dtype} found")
+            if tensor.dtype != query.dtype:
+                raise DTypeError(f"{name}: {query.dtype} as query expected, {tensor.dtype} found")
+    heads, key_heads = query.shape[1], key.shape[1]
+    if not enable_gqa and heads != key_heads:
+        raise ShapeError(
+            f"key: axis 1: {heads} heads as query expected, {key_heads} found; set enable_gqa=True for grouped heads"
+        )
+    if key_heads == 0 or heads % key_heads != 0:
+        raise ShapeError(f"key: axis 1: a divisor of query's {heads} heads expected, {key_heads} found")
+
+
+def _check_mask(query: Tensor, key: Tensor, block_mask: TorchBlockMask | None) -> None:
+    if block_mask is None:
+        return
+    batch, heads, queries, keys = block_mask.shape[-4:]
+    for what, axis, found, expected in (
+        ("query", 2, query.shape[2], queries),
+        ("key", 2, key.shape[2], keys),
+    ):
+        if found > expected:
+            raise ShapeError(
+                f"block_mask: {what} length {found} expected, {expected} found (axis {axis} of {what}); "
+                "create the mask for these lengths"
+            )
+    for what, axis, found, expected in (("batch", 0, query.shape[0], batch), ("heads", 1, query.shape[1], heads)):
+        if expected not in (1, found):
+            raise ShapeError(f"block_mask: {what} (axis {axis}): 1 or {found} as query expected, {expected} found")

@@ -1,0 +1,183 @@
+//! Programs as Python names them, compiled once per signature and kept.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use tilewright::pipeline::{self, Compiled, Layout};
+use tilewright_autodiff::reverse;
+use tilewright_ir::{Error, Graph, Result, Type, Value, parse};
+
+use crate::memory::Tensor;
+
+/// Programs that are kept; beyond it all are dropped, since a caller with so many makes new ones for ever.
+const KEPT: usize = 4096;
+
+type Key = (String, Vec<(Type, Vec<isize>)>);
+
+static PROGRAMS: Mutex<Option<HashMap<Key, Arc<Runnable>>>> = Mutex::new(None);
+
+/// A compiled program with the types of its results.
+pub struct Runnable {
+    compiled: Compiled,
+    results: Vec<Type>,
+}
+
+impl Runnable {
+    /// The types of the results.
+    pub fn results(&self) -> &[Type] {
+        &self.results
+    }
+
+    /// Runs the program.
+    ///
+    /// # Errors
+    /// As the back end's.
+    ///
+    /// # Safety
+    /// The memory of all tensors is alive; outputs are packed, of the program's result types, and nobody else reads or
+    /// writes them meanwhile.
+    pub unsafe fn run(&self, inputs: &[Tensor], outputs: &[Tensor], threads: usize) -> Result<()> {
+        // SAFETY: the caller's promise.
+        let inputs: Vec<&[u8]> = inputs.iter().map(|tensor| unsafe { tensor.bytes() }).collect();
+        // SAFETY: the caller's promise.
+        let mut outputs: Vec<&mut [u8]> = outputs.iter().map(|tensor| unsafe { tensor.bytes_mut() }).collect();
+        self.compiled.run(&inputs, &mut outputs, threads)
+    }
+}
+
+/// The compiled form of a program for tensors of these types and strides.
+///
+/// # Errors
+/// Where the text does not parse, does not fit the tensors, or cannot be differentiated.
+pub fn compiled(program: &str, tensors: &[Tensor]) -> Result<Arc<Runnable>> {
+    let signature = tensors.iter().map(|tensor| (tensor.ty(), tensor.strides.clone())).collect();
+    let key: Key = (program.to_owned(), signature);
+    let mut programs = PROGRAMS.lock().unwrap_or_else(PoisonError::into_inner);
+    let programs = programs.get_or_insert_default();
+    if let Some(known) = programs.get(&key) {
+        return Ok(known.clone());
+    }
+    let types: Vec<Type> = tensors.iter().map(Tensor::ty).collect();
+    let graph = graph_of(program, &types)?;
+    let layouts: Vec<Layout> = tensors
+        .iter()
+        .map(|tensor| Layout { strides: tensor.strides.clone(), offset: tensor.offset() })
+        .collect();
+    let results = graph.result_types().into_iter().cloned().collect();
+    let runnable = Arc::new(Runnable { compiled: pipeline::compile(&graph, &layouts)?, results });
+    if programs.len() >= KEPT {
+        programs.clear();
+    }
+    programs.insert(key, runnable.clone());
+    Ok(runnable)
+}
+
+/// The graph of a program for inputs of these types: a text with `$n` for the type of input n, or `vjp:` and flags in
+/// front of one, for its derivative.
+fn graph_of(program: &str, types: &[Type]) -> Result<Graph> {
+    let Some(rest) = program.strip_prefix("vjp:") else {
+        return parse(&with_types(program, types)?);
+    };
+    let malformed = || Error::argument("program", "vjp:<wanted>:<present>:<program> expected");
+    let mut parts = rest.splitn(3, ':');
+    let wanted = flags(parts.next().ok_or_else(malformed)?);
+    let present = flags(parts.next().ok_or_else(malformed)?);
+    let inner = parts.next().ok_or_else(malformed)?;
+    let given = types.get(..wanted.len()).ok_or_else(malformed)?;
+    derivative(&graph_of(inner, given)?, &wanted, &present)
+}
+
+fn flags(text: &str) -> Vec<bool> {
+    text.bytes().map(|byte| byte == b'1').collect()
+}
+
+/// The derivative of a graph: from its parameters, its results and the present cotangents, to the cotangents of the
+/// wanted parameters. Results are taken from the parameters that stand for them, not computed again.
+fn derivative(graph: &Graph, wanted: &[bool], present: &[bool]) -> Result<Graph> {
+    let mut whole = Graph::new();
+    let parameters = |whole: &mut Graph, types: Vec<&Type>| -> Vec<Value> {
+        types.into_iter().map(|ty| whole.parameter(ty.clone())).collect()
+    };
+    let inputs = parameters(&mut whole, graph.parameter_types());
+    let saved = parameters(&mut whole, graph.result_types());
+    let with_cotangent = graph.result_types().into_iter().zip(present).filter(|(_, flag)| **flag);
+    let types: Vec<&Type> = with_cotangent.map(|(ty, _)| ty).collect();
+    let cotangents = parameters(&mut whole, types);
+    let results = whole.inline(graph, &inputs)?;
+    let seeds: Vec<(Value, Value)> =
+        results.iter().zip(present).filter(|(_, flag)| **flag).map(|(&r, _)| r).zip(cotangents).collect();
+    let targets: Vec<Value> = inputs.iter().zip(wanted).filter(|(_, flag)| **flag).map(|(&x, _)| x).collect();
+    let gradients = reverse(&mut whole, &seeds, &targets)?;
+    let gradients = targets
+        .iter()
+        .zip(gradients)
+        .map(|(&target, gradient)| match gradient {
+            Some(gradient) => Ok(gradient),
+            None => {
+                let ty = whole.ty(target).clone();
+                whole.splat(&ty, 0.0)
+            }
+        })
+        .collect::<Result<Vec<Value>>>()?;
+    whole.set_results(gradients);
+    substitute(&whole, &results, &saved)
+}
+
+/// The graph with each value of `old` read as the one of `new` at its place.
+fn substitute(graph: &Graph, old: &[Value], new: &[Value]) -> Result<Graph> {
+    let mut out = Graph::new();
+    let mut map: Vec<Option<Value>> = vec![None; graph.value_count()];
+    for &parameter in graph.parameters() {
+        map[parameter.index()] = Some(out.parameter(graph.ty(parameter).clone()));
+    }
+    for node in graph.nodes() {
+        let operands: Vec<Value> =
+            node.operands.iter().map(|value| map[value.index()].expect("operands come first")).collect();
+        let results = out.add(node.op.clone(), &operands, node.origin.clone())?;
+        for (&before, after) in node.results.iter().zip(results) {
+            let stands_for = old.iter().position(|&value| value == before).and_then(|i| map[new[i].index()]);
+            map[before.index()] = Some(stands_for.unwrap_or(after));
+        }
+    }
+    out.set_results(graph.results().iter().map(|value| map[value.index()].expect("defined")).collect());
+    Ok(out)
+}
+
+/// The text with the type of input n in place of each `$n`.
+fn with_types(program: &str, types: &[Type]) -> Result<String> {
+    let mut pieces = program.split('$');
+    let mut text = pieces.next().unwrap_or_default().to_owned();
+    for piece in pieces {
+        let digits = piece.bytes().take_while(u8::is_ascii_digit).count();
+        let ty = piece[..digits].parse::<usize>().ok().and_then(|n| types.get(n));
+        let ty = ty.ok_or_else(|| Error::shape("inputs", format!("one for ${}", &piece[..digits]), types.len()))?;
+        text.push_str(&ty.to_string());
+        text.push_str(&piece[digits..]);
+    }
+    Ok(text)
+}
+
+/// The kind of each block that a mask leaves: 0 empty, 1 partial, 2 full, row-major.
+///
+/// # Errors
+/// Where the mask does not parse or reads a capture out of range.
+///
+/// # Safety
+/// The memory of the captures is alive and nobody writes to it meanwhile.
+pub unsafe fn block_kinds(
+    program: &str,
+    captures: &[Tensor],
+    (batch, heads): (usize, usize),
+    (queries, keys): (usize, usize),
+    (query_block, key_block): (usize, usize),
+) -> Result<Vec<u8>> {
+    let types: Vec<Type> = captures.iter().map(Tensor::ty).collect();
+    let mask = parse(&with_types(program, &types)?)?;
+    let layouts: Vec<Layout> = captures
+        .iter()
+        .map(|tensor| Layout { strides: tensor.strides.clone(), offset: tensor.offset() })
+        .collect();
+    // SAFETY: the caller's promise.
+    let bytes: Vec<&[u8]> = captures.iter().map(|tensor| unsafe { tensor.bytes() }).collect();
+    pipeline::block_kinds(&mask, &layouts, &bytes, [batch, heads, queries, keys], [query_block, key_block])
+}

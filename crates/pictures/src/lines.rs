@@ -1,0 +1,63 @@
+//! Curves over a common axis.
+
+use std::path::Path;
+
+use plotters::prelude::*;
+
+use crate::{FONT, Result, colour, error, prepare, range};
+
+/// A curve with its name.
+#[derive(Clone, Debug)]
+pub struct Series {
+    /// What the legend calls it.
+    pub name: String,
+    /// Points (x, y), in order of x.
+    pub points: Vec<(f64, f64)>,
+}
+
+/// Draws curves with a legend.
+///
+/// # Errors
+/// Where the file cannot be written.
+pub fn line_chart(path: &Path, title: &str, x: &str, y: &str, series: &[Series]) -> Result<()> {
+    prepare();
+    let points = || series.iter().flat_map(|series| &series.points);
+    let (x_low, x_high) = range(points().map(|point| point.0));
+    let (y_low, y_high) = range(points().map(|point| point.1));
+    let room = 0.05 * (y_high - y_low);
+    let draw = || -> std::result::Result<(), Box<dyn std::error::Error>> {
+        let area = BitMapBackend::new(path, (960, 600)).into_drawing_area();
+        area.fill(&WHITE)?;
+        let mut chart = ChartBuilder::on(&area)
+            .caption(title, (FONT, 22))
+            .margin(16)
+            .x_label_area_size(44)
+            .y_label_area_size(64)
+            .build_cartesian_2d(x_low..x_high, (y_low - room)..(y_high + room))?;
+        chart
+            .configure_mesh()
+            .x_desc(x)
+            .y_desc(y)
+            .label_style((FONT, 14))
+            .axis_desc_style((FONT, 15))
+            .light_line_style(RGBColor(240, 240, 240))
+            .bold_line_style(RGBColor(220, 220, 220))
+            .draw()?;
+        for (i, series) in series.iter().enumerate() {
+            let style = colour(i).stroke_width(2);
+            chart
+                .draw_series(LineSeries::new(series.points.iter().copied(), style))?
+                .label(&series.name)
+                .legend(move |(x, y)| PathElement::new(vec![(x, y), (x + 24, y)], colour(i).stroke_width(3)));
+        }
+        chart
+            .configure_series_labels()
+            .background_style(WHITE.mix(0.85))
+            .border_style(RGBColor(200, 200, 200))
+            .label_font((FONT, 14))
+            .draw()?;
+        area.present()?;
+        Ok(())
+    };
+    draw().map_err(|failure| error(path, failure))
+}
