@@ -13,9 +13,11 @@ mod attention;
 mod block_map;
 mod context;
 pub mod isa;
+mod math;
 pub mod memory;
 mod run;
 mod scan;
+pub mod tile;
 
 pub use context::Context;
 pub use isa::Isa;

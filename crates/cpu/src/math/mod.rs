@@ -1,0 +1,8 @@
+//! Functions of one lane, without branches, so that a loop over them becomes vector code.
+
+pub(crate) mod double;
+pub(crate) mod integer;
+mod random;
+pub(crate) mod single;
+
+pub(crate) use random::philox;

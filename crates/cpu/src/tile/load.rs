@@ -1,0 +1,320 @@
+//! Loads from tables at computed indices.
+
+use std::marker::PhantomData;
+
+use tilewright_ir::DType;
+use tilewright_plan::{Kind, evaluate};
+
+use super::convert::{Conversion, Convert, FromBf16, FromF16, FromU8, Move, Same};
+use super::map::Operand;
+use crate::isa::{Compiled, Isa, Kernel, Machine, select};
+use crate::memory::Array;
+
+/// A load.
+pub(super) struct Load {
+    pub table: usize,
+    /// The index of each axis; where `steps` is present, in the first column.
+    pub indices: Vec<usize>,
+    /// What each index grows by from column to column, where all are linear.
+    pub steps: Option<Vec<i64>>,
+    pub out: usize,
+    /// Bytes of a value.
+    size: usize,
+    convert: Convert,
+    gather: Compiled<Gather>,
+    offsets: Compiled<Offsets>,
+}
+
+/// An index out of range, for a live element.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Fault {
+    pub axis: usize,
+    pub index: i64,
+    pub size: usize,
+}
+
+/// The lanes that a load runs over, and what it needs of them.
+pub(super) struct Lanes<'a> {
+    pub rows: usize,
+    pub lanes: usize,
+    pub out: Operand,
+    /// One for each axis of the table, with the kind of its integers.
+    pub indices: &'a [(Operand, Kind)],
+    /// Whether the element at a row and lane of these counts.
+    pub live: &'a dyn Fn(usize, usize) -> bool,
+}
+
+/// Lanes that offsets are computed for at a time.
+const CHUNK: usize = 256;
+
+impl Load {
+    /// A load that moves along its table by a constant stride.
+    pub fn along_row(
+        table: usize,
+        dtype: DType,
+        kind: Kind,
+        bases: Vec<usize>,
+        steps: Vec<i64>,
+        out: usize,
+        isa: Isa,
+    ) -> Load {
+        Load { steps: Some(steps), ..Load::gather(table, dtype, kind, bases, out, isa) }
+    }
+
+    /// A load at any indices.
+    pub fn gather(table: usize, dtype: DType, kind: Kind, indices: Vec<usize>, out: usize, isa: Isa) -> Load {
+        Load {
+            table,
+            indices,
+            steps: None,
+            out,
+            size: super::convert::size(kind),
+            convert: Convert::new(dtype, isa),
+            gather: gather(dtype, isa),
+            offsets: select::<ComputeOffsets>(isa),
+        }
+    }
+
+    /// Loads all lanes.
+    ///
+    /// # Safety
+    /// The operands are good for so many rows and lanes, `table` is the one that the load was compiled for,
+    /// and nobody writes it.
+    pub unsafe fn run(&self, table: &Array, lanes: &Lanes) -> Result<(), Fault> {
+        for row in 0..lanes.rows {
+            // SAFETY: as the caller vouches.
+            unsafe {
+                match &self.steps {
+                    Some(steps) => self.linear_row(table, lanes, row, steps)?,
+                    None => self.gather_row(table, lanes, row)?,
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// A row whose indices are linear: a strided copy, if both of its ends are in the table.
+    unsafe fn linear_row(
+        &self,
+        table: &Array,
+        lanes: &Lanes,
+        row: usize,
+        steps: &[i64],
+    ) -> Result<(), Fault> {
+        let (mut offset, mut stride) = (0, 0);
+        for (axis, &step) in steps.iter().enumerate() {
+            let size = table.extents[axis] as i128;
+            // SAFETY: each row of an index operand has a first element.
+            let first = unsafe { index_at(lanes.indices[axis], row, 0) };
+            let last = first as i128 + step as i128 * (lanes.lanes as i128 - 1);
+            let (least, greatest) = (last.min(first as i128), last.max(first as i128));
+            let wrapped = match (least >= 0 && greatest < size, least >= -size && greatest < 0) {
+                (true, _) => first,
+                (_, true) => first + size as i64,
+                (false, false) => {
+                    let index = |axis: usize, lane: usize| {
+                        // SAFETY: as above.
+                        let first = unsafe { index_at(lanes.indices[axis], row, 0) };
+                        let index = first.wrapping_add(steps[axis].wrapping_mul(lane as i64));
+                        if lanes.indices[axis].1 == Kind::I32 { index as i32 as i64 } else { index }
+                    };
+                    // SAFETY: as the caller of `run` vouches.
+                    return unsafe { self.each(table, lanes, row, 0..lanes.lanes, index) };
+                }
+            };
+            offset += wrapped as isize * table.strides[axis];
+            stride += step as isize * table.strides[axis];
+        }
+        let arguments = Move {
+            rows: 1,
+            lanes: lanes.lanes,
+            from: table.data.wrapping_offset(offset * self.convert.size),
+            from_row: 0,
+            from_lane: stride,
+            to: lanes.out.data.wrapping_offset(row as isize * lanes.out.row),
+            to_row: 0,
+            to_lane: 1,
+        };
+        // SAFETY: the first and the last element are in the table, so are those between them on each axis.
+        unsafe { (self.convert.kernel)(&arguments) };
+        Ok(())
+    }
+
+    /// A row at any indices, a chunk at a time: offsets and their check first, then the elements.
+    unsafe fn gather_row(&self, table: &Array, lanes: &Lanes, row: usize) -> Result<(), Fault> {
+        let mut offsets = [0i64; CHUNK];
+        for start in (0..lanes.lanes).step_by(CHUNK) {
+            let count = CHUNK.min(lanes.lanes - start);
+            let mut outside = false;
+            offsets[..count].fill(0);
+            for (axis, &(operand, kind)) in lanes.indices.iter().enumerate() {
+                let width = if kind == Kind::I32 { 4 } else { 8 };
+                let lane_start = if operand.vector { start as isize * width } else { 0 };
+                let arguments = Offsets {
+                    index: operand.data.wrapping_offset(row as isize * operand.row + lane_start),
+                    wide: kind == Kind::I64,
+                    vector: operand.vector,
+                    size: table.extents[axis] as i64,
+                    stride: table.strides[axis] as i64,
+                    offsets: offsets.as_mut_ptr(),
+                    count,
+                    outside: &mut outside,
+                };
+                // SAFETY: the operand has elements for these lanes, and `count` is at most `CHUNK`.
+                unsafe { (self.offsets)(&arguments) };
+            }
+            if outside {
+                // SAFETY: as the caller of `run` vouches.
+                unsafe {
+                    let index = |axis: usize, lane: usize| index_at(lanes.indices[axis], row, lane);
+                    self.each(table, lanes, row, start..start + count, index)?;
+                }
+                continue;
+            }
+            let to = lanes.out.data.wrapping_offset(row as isize * lanes.out.row);
+            let arguments = Gather {
+                from: table.data,
+                offsets: offsets.as_ptr(),
+                count,
+                to: to.wrapping_add(start * self.size),
+            };
+            // SAFETY: each index was found to be inside its axis.
+            unsafe { (self.gather)(&arguments) };
+        }
+        Ok(())
+    }
+
+    /// Some lanes of a row, one at a time, where an index is out of range: a fault if its element is live.
+    unsafe fn each(
+        &self,
+        table: &Array,
+        lanes: &Lanes,
+        row: usize,
+        range: std::ops::Range<usize>,
+        index: impl Fn(usize, usize) -> i64,
+    ) -> Result<(), Fault> {
+        for lane in range {
+            let mut offset = Some(0);
+            for (axis, (&size, &stride)) in table.extents.iter().zip(&table.strides).enumerate() {
+                let index = index(axis, lane);
+                match evaluate::position(index, size) {
+                    Some(position) => offset = offset.map(|offset| offset + position as isize * stride),
+                    None if (lanes.live)(row, lane) => return Err(Fault { axis, index, size }),
+                    None => offset = None,
+                }
+            }
+            let to = lanes.out.data.wrapping_offset(row as isize * lanes.out.row);
+            let to = to.wrapping_add(lane * self.size);
+            // SAFETY: the lane is one of the output's; the element is in the table.
+            unsafe {
+                match offset {
+                    Some(offset) => {
+                        (self.gather)(&Gather { from: table.data, offsets: &(offset as i64), count: 1, to })
+                    }
+                    None => std::ptr::write_bytes(to, 0, self.size),
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The integer of an operand at a row and lane.
+///
+/// # Safety
+/// The operand has it.
+unsafe fn index_at((operand, kind): (Operand, Kind), row: usize, lane: usize) -> i64 {
+    let data = operand.data.wrapping_offset(row as isize * operand.row);
+    let lane = if operand.vector { lane } else { 0 };
+    // SAFETY: as the caller vouches; integers of a program are `I32` or `I64`.
+    unsafe {
+        match kind {
+            Kind::I32 => *data.cast::<i32>().add(lane) as i64,
+            _ => *data.cast::<i64>().add(lane),
+        }
+    }
+}
+
+/// The offsets of one axis, added to those of the axes before.
+struct Offsets {
+    index: *const u8,
+    wide: bool,
+    vector: bool,
+    size: i64,
+    stride: i64,
+    offsets: *mut i64,
+    count: usize,
+    /// Set where an index is out of range.
+    outside: *mut bool,
+}
+
+struct ComputeOffsets;
+
+impl Kernel for ComputeOffsets {
+    type Arguments = Offsets;
+
+    #[inline(always)]
+    unsafe fn run<M: Machine>(arguments: &Offsets) {
+        let &Offsets { index, wide, vector, size, stride, offsets, count, outside } = arguments;
+        // SAFETY: the caller vouches for `count` offsets and indices.
+        unsafe {
+            let offsets = std::slice::from_raw_parts_mut(offsets, count);
+            let length = if vector { count } else { 1 };
+            *outside |= if wide {
+                accumulate(offsets, std::slice::from_raw_parts(index.cast::<i64>(), length), size, stride)
+            } else {
+                accumulate(offsets, std::slice::from_raw_parts(index.cast::<i32>(), length), size, stride)
+            };
+        }
+    }
+}
+
+#[inline(always)]
+fn accumulate<T: Copy + Into<i64>>(offsets: &mut [i64], index: &[T], size: i64, stride: i64) -> bool {
+    let mut outside = 0;
+    let mut add = |offset: &mut i64, index: i64| {
+        let index = index.wrapping_add((index >> 63) & size);
+        outside |= index | (size - 1).wrapping_sub(index);
+        *offset = offset.wrapping_add(index.wrapping_mul(stride));
+    };
+    match index {
+        [index] => offsets.iter_mut().for_each(|offset| add(offset, (*index).into())),
+        _ => offsets.iter_mut().zip(index).for_each(|(offset, &index)| add(offset, index.into())),
+    }
+    outside < 0
+}
+
+/// The elements at some offsets.
+struct Gather {
+    from: *const u8,
+    offsets: *const i64,
+    count: usize,
+    to: *mut u8,
+}
+
+struct GatherElements<F>(PhantomData<F>);
+
+impl<F: Conversion> Kernel for GatherElements<F> {
+    type Arguments = Gather;
+
+    #[inline(always)]
+    unsafe fn run<M: Machine>(arguments: &Gather) {
+        let &Gather { from, offsets, count, to } = arguments;
+        let (from, to) = (from.cast::<F::From>(), to.cast::<F::To>());
+        for lane in 0..count {
+            // SAFETY: the caller vouches for the offsets and for `count` lanes.
+            unsafe { *to.add(lane) = F::apply(*from.wrapping_offset(*offsets.add(lane) as isize)) };
+        }
+    }
+}
+
+fn gather(dtype: DType, isa: Isa) -> Compiled<Gather> {
+    match dtype {
+        DType::F64 | DType::I64 => select::<GatherElements<Same<u64>>>(isa),
+        DType::F32 | DType::I32 => select::<GatherElements<Same<u32>>>(isa),
+        DType::BF16 => select::<GatherElements<FromBf16>>(isa),
+        DType::F16 => select::<GatherElements<FromF16>>(isa),
+        DType::U8 => select::<GatherElements<FromU8>>(isa),
+        DType::Bool => select::<GatherElements<Same<u8>>>(isa),
+    }
+}
