@@ -7,15 +7,18 @@
 
 use std::ops::Range;
 
-use tilewright_ir::Result;
+use tilewright_ir::{DType, Result};
 use tilewright_plan::AttentionForward;
 
-use super::operands::{Layout, Operands, Packed, column, matrix, panel_width};
+use super::operands::{Layout, Operands, Packed, column, key_place, matrix, panel_width};
 use super::pack::{Strided, read_rows};
 use super::product::{Left, Target, product, width};
+use super::regions::{Admitted, Pairs, Panel, Regions};
+use super::segments::{Segment, keys_of, pieces};
 use super::vector::{Dispatch, Scalar, Vector, Work};
 use crate::Context;
 use crate::memory::{Aligned, Memory};
+use crate::tile::{self, Stage, Tile};
 
 /// Queries of a unit.
 const QUERIES: usize = 64;
@@ -46,8 +49,10 @@ pub(super) fn forward<S: Dispatch>(
         log_sum_exp: statistic(&kernel.log_sum_exp)?,
         maximum: statistic(&kernel.maximum)?,
     };
-    let keys = Packed::<S>::new(context, operands.key, &shape, shape.head_size, Layout::Keys)?;
-    let values = Packed::<S>::new(context, operands.value, &shape, shape.value_size, Layout::Elements)?;
+    let keyed = |size| [shape.key_batch, shape.key_heads, shape.keys, size];
+    let keys = Packed::<S>::new(context, operands.key, keyed(shape.head_size), 1.0, Layout::Transposed)?;
+    let values = Packed::<S>::new(context, operands.value, keyed(shape.value_size), 1.0, Layout::Rows)?;
+    let regions = Regions::forward(&kernel.attention, kernel.score.as_ref(), memory, context)?;
     let blocks = shape.queries.div_ceil(QUERIES);
     context.parallel(shape.batch * shape.heads * blocks, |i| {
         let (head, block) = (i / blocks, i % blocks);
@@ -56,6 +61,8 @@ pub(super) fn forward<S: Dispatch>(
             results: &results,
             keys: &keys,
             values: &values,
+            regions: &regions,
+            score_dtype,
             batch: head / shape.heads,
             head: head % shape.heads,
             queries: block * QUERIES..((block + 1) * QUERIES).min(shape.queries),
@@ -77,6 +84,8 @@ struct Unit<'a, S: Scalar> {
     results: &'a Results,
     keys: &'a Packed<S>,
     values: &'a Packed<S>,
+    regions: &'a Regions<'a>,
+    score_dtype: DType,
     batch: usize,
     head: usize,
     queries: Range<usize>,
@@ -99,6 +108,9 @@ struct Scratch<S: Scalar> {
     maximum: [S; QUERIES],
     /// The sum of each row's weights, a vector of partial sums.
     sums: Aligned<S>,
+    /// `[QUERIES × KEYS]`: which pairs the mask admits.
+    admitted: Aligned<u8>,
+    tile: tile::Scratch,
 }
 
 impl<S: Scalar> Scratch<S> {
@@ -113,6 +125,8 @@ impl<S: Scalar> Scratch<S> {
             output_stride,
             maximum: [S::NEG_INFINITY; QUERIES],
             sums: Aligned::new(QUERIES * width)?,
+            admitted: Aligned::new(QUERIES * KEYS)?,
+            tile: tile::Scratch::new(),
         })
     }
 }
@@ -128,9 +142,10 @@ impl<S: Dispatch> Work<S> for Unit<'_, S> {
         let place = (self.batch, self.head, self.queries.start);
         // SAFETY: the rows are within the array.
         unsafe { read_rows(&self.operands.query, place, self.operands.scale, shape.head_size, query) };
-        for first in (0..shape.keys).step_by(KEYS) {
+        let segments = keys_of(self.regions.blocks, (self.batch, self.head), &self.queries, shape.keys);
+        for Segment { range, full } in pieces(segments, KEYS) {
             // SAFETY: as the caller vouches for the vectors; the keys are within the array.
-            unsafe { self.panel::<V>(first..(first + KEYS).min(shape.keys)) };
+            unsafe { self.panel::<V>(range, full)? };
         }
         // SAFETY: the unit's rows are its own.
         unsafe { self.finish::<V>() };
@@ -139,14 +154,22 @@ impl<S: Dispatch> Work<S> for Unit<'_, S> {
 }
 
 impl<S: Dispatch> Unit<'_, S> {
-    /// Takes in the pairs of the unit's queries with some keys, at most [`KEYS`].
+    /// Takes in the pairs of the unit's queries with some keys, at most [`KEYS`]. The mask is evaluated
+    /// unless they are all admitted.
     #[inline(always)]
-    unsafe fn panel<V: Vector<Scalar = S>>(&mut self, keys: Range<usize>) {
+    unsafe fn panel<V: Vector<Scalar = S>>(&mut self, keys: Range<usize>, full: bool) -> Result<()> {
         let shape = self.operands.shape;
         let rows = self.queries.len();
-        let place = self.operands.key_place(self.batch, self.head);
-        let Scratch { query, scores, stride, output, output_stride, maximum, sums } = &mut self.scratch;
+        let place = key_place(&shape, self.batch, self.head);
+        let Scratch { query, scores, stride, output, output_stride, maximum, sums, admitted, tile } =
+            &mut self.scratch;
         let (stride, output_stride) = (*stride, *output_stride);
+        let (batch, head, first) = (self.batch, self.head, self.queries.start);
+        let pairs = Pairs { batch, head, query: first, key: keys.start, rows, columns: keys.len() };
+        if !full && !self.regions.admitted(pairs, admitted, KEYS, tile)? {
+            return Ok(());
+        }
+        let mask = (!full).then_some(Admitted { bytes: admitted, stride: KEYS });
         // The panel begins where a packed panel does: its first `skip` columns are not among the keys.
         let skip = keys.start % width::<V>();
         let columns = skip + keys.len();
@@ -158,21 +181,42 @@ impl<S: Dispatch> Unit<'_, S> {
                 self.keys.panels(place, keys.start - skip),
                 Target { data: scores.as_mut_ptr(), row: stride, add: false },
             );
+            if let Some(function) = &self.regions.function {
+                let data = scores.as_mut_ptr().add(skip).cast();
+                let scores = Panel { data, dtype: self.score_dtype, stride };
+                let [b, h, q, k] = pairs.positions();
+                let tile_of_pairs = Tile {
+                    rows,
+                    columns: keys.len(),
+                    arguments: &[b, h, q, k, scores.argument()],
+                    targets: &[scores.target()],
+                    tables: &self.regions.tables,
+                    live: mask.map(|mask| mask.live()),
+                };
+                function.run(Stage::Early, &tile_of_pairs, tile)?;
+            }
             for row in 0..rows {
                 let scores = &mut scores[row * stride..][..columns.next_multiple_of(V::LANES)];
                 scores[..skip].fill(S::NEG_INFINITY);
                 scores[columns..].fill(S::NEG_INFINITY);
+                if let Some(mask) = mask {
+                    mask.overwrite(row, &mut scores[skip..columns], S::NEG_INFINITY);
+                }
                 let output = &mut output[row * output_stride..][..output_stride];
                 let sums = &mut sums[row * V::LANES..][..V::LANES];
                 weigh::<V>(scores, &mut maximum[row], sums, output);
             }
-            product::<V>(
-                (rows, keys.len(), output_stride / width::<V>()),
-                Left { data: scores.as_ptr().add(skip), row: stride, column: 1 },
-                self.values.panels(place, keys.start),
-                Target { data: output.as_mut_ptr(), row: output_stride, add: true },
-            );
+            let weights = Left { data: scores.as_ptr().add(skip), row: stride, column: 1 };
+            let values = self.values.panels(place, keys.start);
+            let target = Target { data: output.as_mut_ptr(), row: output_stride, add: true };
+            match mask {
+                Some(mask) if !self.values.finite(place, keys.clone()) => {
+                    mask.product((rows, keys.len(), shape.value_size), weights, values, target, false)
+                }
+                _ => product::<V>((rows, keys.len(), output_stride / width::<V>()), weights, values, target),
+            }
         }
+        Ok(())
     }
 
     /// Stores the unit's results.

@@ -6,10 +6,13 @@ use tilewright_plan::{AttentionBackward, AttentionForward};
 use crate::Context;
 use crate::memory::Memory;
 
+mod backward;
 mod forward;
 mod operands;
 mod pack;
 mod product;
+mod regions;
+mod segments;
 mod vector;
 
 /// Runs attention.
@@ -21,8 +24,11 @@ pub(crate) fn forward(kernel: &AttentionForward, memory: &Memory, context: &Cont
 }
 
 /// Runs the gradient of attention.
-pub(crate) fn backward(_kernel: &AttentionBackward, _memory: &Memory, _context: &Context) -> Result<()> {
-    todo!()
+pub(crate) fn backward(kernel: &AttentionBackward, memory: &Memory, context: &Context) -> Result<()> {
+    match score_dtype(kernel.attention.dtype) {
+        DType::F64 => backward::backward::<f64>(kernel, memory, context),
+        _ => backward::backward::<f32>(kernel, memory, context),
+    }
 }
 
 /// The type that scores are computed in.

@@ -1,17 +1,22 @@
 //! The arrays of an attention call, found in memory and packed for the microkernel.
 
+use std::ops::Range;
+
 use tilewright_ir::Result;
 use tilewright_plan::View;
 use tilewright_plan::attention::{Attention, AttentionShape};
 
 use super::pack::{Strided, pack_columns, pack_rows, read_rows};
-use super::product::{Panels, width};
+use super::product::{Left, Panels, width};
 use super::vector::{Dispatch, Scalar, Vector, Work};
 use crate::memory::{Aligned, Array, Memory};
 use crate::{Context, Isa};
 
-/// Keys that one task packs; a multiple of every panel's width.
-const KEYS_PER_TASK: usize = 512;
+/// Rows that one task packs; a multiple of every panel's width.
+const ROWS_PER_TASK: usize = 512;
+
+/// Elements that a packed row is longer than it must be, so that rows do not all meet in one cache set.
+const ROW_PADDING: usize = 16;
 
 /// Query, key and value.
 #[derive(Clone, Copy)]
@@ -38,12 +43,12 @@ impl Operands {
             value: read(&attention.value, [key_batch, key_heads, keys, value_size])?,
         })
     }
+}
 
-    /// The batch and head of the keys that a query's batch and head see.
-    pub(super) fn key_place(&self, batch: usize, head: usize) -> (usize, usize) {
-        let batch = if self.shape.key_batch == 1 { 0 } else { batch };
-        (batch, head / (self.shape.heads / self.shape.key_heads))
-    }
+/// The batch and head of the keys that a query's batch and head see.
+pub(super) fn key_place(shape: &AttentionShape, batch: usize, head: usize) -> (usize, usize) {
+    let batch = if shape.key_batch == 1 { 0 } else { batch };
+    (batch, head / (shape.heads / shape.key_heads))
 }
 
 /// A `[batch, heads, length, size]` array.
@@ -58,59 +63,61 @@ pub(super) fn column(array: &Array) -> Strided {
     Strided { data: array.data, dtype: array.dtype, strides }
 }
 
-/// Key or value of every head, packed once and read by all query blocks and all heads of a group.
+/// How an array is packed.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Layout {
+    /// Panels whose width runs along the length: the right operand of a product over the vectors' elements.
+    Transposed,
+    /// Padded rows: a left operand, or the right operand of a product over the length.
+    Rows,
+}
+
+/// A `[batch, heads, length, size]` array, packed once and read by all blocks.
 pub(super) struct Packed<S: Scalar> {
     data: Aligned<S>,
-    /// Whether a key's row holds finite numbers only.
+    /// Whether each row holds finite numbers only.
     finite: Vec<bool>,
     layout: Layout,
-    key_heads: usize,
-    keys: usize,
+    heads: usize,
+    length: usize,
     size: usize,
     width: usize,
 }
 
-/// Which of its axes runs along a panel's width.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Layout {
-    /// The keys: for products that sum over the vectors' elements, as scores do.
-    Keys,
-    /// The vectors' elements: for products that sum over keys, as outputs do.
-    Elements,
-}
-
 impl<S: Dispatch> Packed<S> {
-    /// Packs `array`: `[key_batch, key_heads, keys, size]`.
+    /// Packs `array`, times `factor`.
     pub(super) fn new(
         context: &Context,
         array: Strided,
-        shape: &AttentionShape,
-        size: usize,
+        [batch, heads, length, size]: [usize; 4],
+        factor: f64,
         layout: Layout,
     ) -> Result<Packed<S>> {
-        let AttentionShape { key_batch, key_heads, keys, .. } = *shape;
         let width = panel_width::<S>(context.isa);
-        let per_head = match layout {
-            Layout::Keys => keys.next_multiple_of(width) * size,
-            Layout::Elements => keys * size.next_multiple_of(width),
+        let mut packed = Packed {
+            data: Aligned::new(0)?,
+            finite: vec![true; batch * heads * length],
+            layout,
+            heads,
+            length,
+            size,
+            width,
         };
-        let heads = key_batch * key_heads;
-        let data = Aligned::new(heads * per_head)?;
-        let mut packed =
-            Packed { data, finite: vec![true; heads * keys], layout, key_heads, keys, size, width };
+        packed.data = Aligned::new(batch * heads * packed.per_head())?;
         let (to, finite) = (Pointer(packed.data.as_mut_ptr()), Pointer(packed.finite.as_mut_ptr()));
-        let tasks = keys.div_ceil(KEYS_PER_TASK);
-        context.parallel(heads * tasks, |i| {
-            let (head, first) = (i / tasks, i % tasks * KEYS_PER_TASK);
+        let tasks = length.div_ceil(ROWS_PER_TASK);
+        context.parallel(batch * heads * tasks, |i| {
+            let (head, first) = (i / tasks, i % tasks * ROWS_PER_TASK);
             let work = Pack {
                 array,
-                place: (head / key_heads, head % key_heads, first),
-                rows: KEYS_PER_TASK.min(keys - first),
+                place: (head / heads, head % heads, first),
+                rows: ROWS_PER_TASK.min(length - first),
                 size,
+                factor,
                 layout,
-                stride: if layout == Layout::Keys { size * width } else { keys * width },
-                to: to.add(head * per_head + packed.offset(first)),
-                finite: finite.add(head * keys + first),
+                row: packed.row(),
+                to: to.add(head * packed.per_head() + first * packed.row()),
+                finite: finite.add(head * length + first),
             };
             // SAFETY: the context's instruction set is the machine's; tasks write disjoint places.
             unsafe { S::dispatch(context.isa, work) };
@@ -119,31 +126,40 @@ impl<S: Dispatch> Packed<S> {
         Ok(packed)
     }
 
-    fn offset(&self, key: usize) -> usize {
+    /// Elements that a row takes.
+    fn row(&self) -> usize {
         match self.layout {
-            Layout::Keys => key * self.size,
-            Layout::Elements => key * self.width,
+            Layout::Transposed => self.size,
+            Layout::Rows => self.size.next_multiple_of(self.width) + ROW_PADDING,
         }
     }
 
-    /// The panels of one head from a key on; in [`Layout::Keys`] the key must begin a panel.
-    pub(super) fn panels(&self, (batch, head): (usize, usize), key: usize) -> Panels<S> {
-        let per_head = match self.layout {
-            Layout::Keys => self.keys.next_multiple_of(self.width) * self.size,
-            Layout::Elements => self.keys * self.size.next_multiple_of(self.width),
-        };
-        let stride = match self.layout {
-            Layout::Keys => self.size * self.width,
-            Layout::Elements => self.keys * self.width,
-        };
-        let at = (batch * self.key_heads + head) * per_head + self.offset(key);
-        Panels { data: self.data[at..].as_ptr(), stride }
+    fn per_head(&self) -> usize {
+        self.length.next_multiple_of(self.width) * self.row()
     }
 
-    /// Whether all rows of these keys hold finite numbers only.
-    pub(super) fn finite(&self, (batch, head): (usize, usize), keys: std::ops::Range<usize>) -> bool {
-        let first = (batch * self.key_heads + head) * self.keys;
-        self.finite[first + keys.start..first + keys.end].iter().all(|&finite| finite)
+    fn at(&self, (batch, head): (usize, usize), position: usize) -> *const S {
+        self.data[(batch * self.heads + head) * self.per_head() + position * self.row()..].as_ptr()
+    }
+
+    /// As a right operand, from a position of one head on; one that begins a panel if transposed.
+    pub(super) fn panels(&self, place: (usize, usize), position: usize) -> Panels<S> {
+        let data = self.at(place, position);
+        match self.layout {
+            Layout::Transposed => Panels { data, stride: self.size * self.width, row: self.width },
+            Layout::Rows => Panels { data, stride: self.width, row: self.row() },
+        }
+    }
+
+    /// Rows as a left operand, from a position of one head on.
+    pub(super) fn left(&self, place: (usize, usize), position: usize) -> Left<S> {
+        Left { data: self.at(place, position), row: self.row(), column: 1 }
+    }
+
+    /// Whether each of these rows holds finite numbers only.
+    pub(super) fn finite(&self, (batch, head): (usize, usize), rows: Range<usize>) -> bool {
+        let first = (batch * self.heads + head) * self.length;
+        self.finite[first + rows.start..first + rows.end].iter().all(|&finite| finite)
     }
 }
 
@@ -162,10 +178,12 @@ pub(super) fn panel_width<S: Dispatch>(isa: Isa) -> usize {
 }
 
 /// A pointer that tasks share; each writes elsewhere.
+#[derive(Clone, Copy)]
 pub(super) struct Pointer<T>(pub *mut T);
 
 // SAFETY: whoever writes through it sees to disjoint places.
 unsafe impl<T: Send> Send for Pointer<T> {}
+// SAFETY: as above.
 unsafe impl<T: Send> Sync for Pointer<T> {}
 
 impl<T> Pointer<T> {
@@ -180,8 +198,9 @@ struct Pack<S> {
     place: (usize, usize, usize),
     rows: usize,
     size: usize,
+    factor: f64,
     layout: Layout,
-    stride: usize,
+    row: usize,
     to: *mut S,
     finite: *mut bool,
 }
@@ -191,7 +210,7 @@ impl<S: Scalar> Work<S> for Pack<S> {
 
     #[inline(always)]
     unsafe fn run<V: Vector<Scalar = S>>(self) {
-        let Pack { array, place: (batch, head, first), rows, size, layout, stride, to, finite } = self;
+        let Pack { array, place: (batch, head, first), rows, size, factor, layout, row, to, finite } = self;
         let width = width::<V>();
         let mut block = vec![S::default(); width * size];
         for start in (0..rows).step_by(width) {
@@ -199,13 +218,13 @@ impl<S: Scalar> Work<S> for Pack<S> {
             let block = &mut block[..count * size];
             // SAFETY: the rows are within the array, the places within the packed data and the task's own.
             unsafe {
-                read_rows(&array, (batch, head, first + start), 1.0, size, block);
+                read_rows(&array, (batch, head, first + start), factor, size, block);
                 for (i, row) in block.chunks_exact(size.max(1)).enumerate() {
                     *finite.add(start + i) = row.iter().all(|x| x.is_finite());
                 }
                 match layout {
-                    Layout::Keys => pack_columns::<V>(block, size, to.add(start * size), stride),
-                    Layout::Elements => pack_rows::<V>(block, size, to.add(start * width), stride),
+                    Layout::Transposed => pack_columns::<V>(block, size, to.add(start * row)),
+                    Layout::Rows => pack_rows::<V>(block, size, to.add(start * row), row),
                 }
             }
         }

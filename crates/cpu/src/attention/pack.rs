@@ -119,51 +119,42 @@ pub(super) unsafe fn read_rows<S: Scalar>(
     }
 }
 
-/// The panels of a matrix whose rows are the rows of `block`, `[rows × size]`, columns padded with 0. Panel p
-/// goes to `panels + p · stride`.
+/// The rows of `block`, `[rows × size]`, at a distance of `stride`; up to the next panel's width they end in 0.
 ///
 /// # Safety
-/// `panels` is good for the panels' rows.
+/// `to` is good for the rows.
 #[inline(always)]
 pub(super) unsafe fn pack_rows<V: Vector>(
     block: &[V::Scalar],
     size: usize,
-    panels: *mut V::Scalar,
+    to: *mut V::Scalar,
     stride: usize,
 ) {
-    let width = width::<V>();
+    let padded = size.next_multiple_of(width::<V>());
     for (i, row) in block.chunks_exact(size.max(1)).enumerate() {
-        for (panel, part) in row.chunks(width).enumerate() {
-            // SAFETY: row i of a panel.
-            let to = unsafe { std::slice::from_raw_parts_mut(panels.add(panel * stride + i * width), width) };
-            to[..part.len()].copy_from_slice(part);
-            to[part.len()..].fill(V::Scalar::default());
-        }
+        // SAFETY: row i.
+        let to = unsafe { std::slice::from_raw_parts_mut(to.add(i * stride), padded) };
+        to[..size].copy_from_slice(row);
+        to[size..].fill(V::Scalar::default());
     }
 }
 
-/// The panels of the transpose: columns are the rows of `block` (padded with 0), rows its `size` columns.
+/// The panel of the transpose of at most a panel's width of rows: its columns are the rows of `block`, then
+/// zeros.
 ///
 /// # Safety
-/// `panels` is good for the panels.
+/// `to` is good for a panel of `size` rows.
 #[inline(always)]
-pub(super) unsafe fn pack_columns<V: Vector>(
-    block: &[V::Scalar],
-    size: usize,
-    panels: *mut V::Scalar,
-    stride: usize,
-) {
+pub(super) unsafe fn pack_columns<V: Vector>(block: &[V::Scalar], size: usize, to: *mut V::Scalar) {
     let width = width::<V>();
-    for (panel, rows) in block.chunks(width * size.max(1)).enumerate() {
-        // SAFETY: one panel.
-        let to = unsafe { std::slice::from_raw_parts_mut(panels.add(panel * stride), size * width) };
-        if rows.len() < width * size {
-            to.fill(V::Scalar::default());
-        }
-        for (column, row) in rows.chunks_exact(size.max(1)).enumerate() {
-            for (depth, &x) in row.iter().enumerate() {
-                to[depth * width + column] = x;
-            }
+    // SAFETY: as the caller vouches.
+    let to = unsafe { std::slice::from_raw_parts_mut(to, size * width) };
+    if block.len() < width * size {
+        to.fill(V::Scalar::default());
+    }
+    for (column, row) in block.chunks_exact(size.max(1)).enumerate() {
+        for (depth, &x) in row.iter().enumerate() {
+            to[depth * width + column] = x;
         }
     }
 }

@@ -1,8 +1,8 @@
 //! The matrix product of the attention engine: a register-blocked microkernel over packed panels
 //! (Goto and van de Geijn 2008, the innermost two loops; the outer ones are attention's own blocks).
 //!
-//! The right operand lies in *panels* of [`width`] columns, row after row within a panel; the left one is
-//! read an element at a time and may have any strides, so that a transposed product needs no transposition.
+//! The right operand lies in *panels* of [`width`] columns; the left one is read an element at a time and
+//! may have any strides, so that a transposed product needs no transposition.
 
 use super::vector::Vector;
 
@@ -32,6 +32,8 @@ pub(crate) struct Panels<S> {
     pub data: *const S,
     /// Elements between panels.
     pub stride: usize,
+    /// Elements between the rows of a panel.
+    pub row: usize,
 }
 
 /// The result, row-major.
@@ -59,7 +61,7 @@ pub(crate) unsafe fn product<V: Vector>(
     for panel in 0..panels {
         // SAFETY: within the extents that the caller vouches for.
         unsafe {
-            let right = right.data.add(panel * right.stride);
+            let right = Panels { data: right.data.add(panel * right.stride), ..right };
             let target = Target { data: target.data.add(panel * width::<V>()), ..target };
             let mut row = 0;
             while row < rows {
@@ -82,13 +84,13 @@ pub(crate) unsafe fn product<V: Vector>(
 unsafe fn block<V: Vector, const ROWS: usize>(
     depth: usize,
     left: Left<V::Scalar>,
-    right: *const V::Scalar,
+    right: Panels<V::Scalar>,
     target: Target<V::Scalar>,
 ) -> usize {
     // SAFETY: the caller vouches for `ROWS` rows, `depth` columns and one panel.
     unsafe {
         let mut sums = [[V::splat(Default::default()); WIDTH]; ROWS];
-        let (mut from, mut at) = (left.data, right);
+        let (mut from, mut at) = (left.data, right.data);
         for _ in 0..depth {
             let columns: [V; WIDTH] = [V::load(at), V::load(at.add(V::LANES))];
             let mut element = from;
@@ -99,7 +101,7 @@ unsafe fn block<V: Vector, const ROWS: usize>(
                 element = element.add(left.row);
             }
             from = from.add(left.column);
-            at = at.add(width::<V>());
+            at = at.add(right.row);
         }
         for (row, sum) in sums.iter().enumerate() {
             for (i, &sum) in sum.iter().enumerate() {

@@ -1,0 +1,217 @@
+//! The user's functions on tiles of pairs: what the mask admits, and what becomes of scores.
+
+use tilewright_ir::{DType, Result, Scalar};
+use tilewright_plan::attention::Attention;
+use tilewright_plan::{Program, Table};
+
+use super::product::{Left, Panels, Target as Sums};
+use super::vector::Scalar as Float;
+use crate::block_map::Blocks;
+use crate::memory::{Array, Memory, broken};
+use crate::tile::{Argument, Feed, Live, Scratch, Stage, Target, Tile, TileProgram, Variance};
+use crate::{Context, Isa};
+
+/// A tile of pairs.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Pairs {
+    pub batch: usize,
+    pub head: usize,
+    /// The first query.
+    pub query: usize,
+    /// The first key.
+    pub key: usize,
+    /// Queries.
+    pub rows: usize,
+    /// Keys.
+    pub columns: usize,
+}
+
+/// What feeds `b, h, q, k`.
+const POSITIONS: [Feed; 4] = [Feed::Uniform, Feed::Uniform, Feed::RowPosition, Feed::ColumnPosition];
+
+impl Pairs {
+    /// What feeds `b, h, q, k`.
+    pub(super) fn positions(&self) -> [Argument; 4] {
+        let number = |x: usize| Argument::Scalar(Scalar::Integer(x as i64));
+        [number(self.batch), number(self.head), number(self.query), number(self.key)]
+    }
+}
+
+/// A panel of numbers, a row for each query of a tile.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Panel {
+    pub data: *mut u8,
+    pub dtype: DType,
+    /// Elements between rows.
+    pub stride: usize,
+}
+
+impl Panel {
+    pub(super) fn argument(self) -> Argument {
+        Argument::Array { data: self.data, row_stride: self.stride as isize, column_stride: 1 }
+    }
+
+    pub(super) fn target(self) -> Target {
+        let Panel { data, dtype, stride } = self;
+        Target::Array { data, dtype, row_stride: stride as isize, column_stride: 1 }
+    }
+}
+
+/// What a call's mask and its score or joint function share.
+pub(super) struct Regions<'a> {
+    pub blocks: Option<&'a Blocks>,
+    mask: Option<TileProgram>,
+    /// The score function, or the joint function of the backward.
+    pub function: Option<TileProgram>,
+    pub tables: Vec<Array>,
+}
+
+impl<'a> Regions<'a> {
+    /// The regions of a forward.
+    pub(super) fn forward(
+        attention: &Attention,
+        score: Option<&Program>,
+        memory: &Memory,
+        context: &'a Context,
+    ) -> Result<Regions<'a>> {
+        let feeds = feeds(attention.dtype, 1);
+        let compile = |score| TileProgram::compile(score, &feeds, &attention.tables, context.isa);
+        Regions::new(attention, score.map(compile).transpose()?, memory, context)
+    }
+
+    /// The regions of a backward.
+    pub(super) fn backward(
+        attention: &Attention,
+        joint: Option<&Program>,
+        memory: &Memory,
+        context: &'a Context,
+    ) -> Result<Regions<'a>> {
+        let feeds = feeds(attention.dtype, 2);
+        let compile =
+            |joint| TileProgram::compile_staged(joint, &feeds, &attention.tables, context.isa, &[5], 1);
+        Regions::new(attention, joint.map(compile).transpose()?, memory, context)
+    }
+
+    fn new(
+        attention: &Attention,
+        function: Option<TileProgram>,
+        memory: &Memory,
+        context: &'a Context,
+    ) -> Result<Regions<'a>> {
+        let compile = |mask| TileProgram::compile(mask, &POSITIONS, &attention.tables, context.isa);
+        let blocks = |slot: usize| {
+            let blocks = context.block_maps.get(slot).and_then(|blocks| blocks.get());
+            blocks.ok_or_else(|| broken("a block map is read before it is made"))
+        };
+        Ok(Regions {
+            blocks: attention.block_map.map(blocks).transpose()?,
+            mask: attention.mask.as_ref().map(compile).transpose()?,
+            function,
+            tables: memory.tables(&attention.tables)?,
+        })
+    }
+
+    /// Evaluates the mask: one byte for each pair. Gives whether any pair is admitted.
+    pub(super) fn admitted(
+        &self,
+        pairs: Pairs,
+        live: &mut [u8],
+        stride: usize,
+        scratch: &mut Scratch,
+    ) -> Result<bool> {
+        let Some(mask) = &self.mask else {
+            live.fill(1);
+            return Ok(true);
+        };
+        debug_assert!((pairs.rows - 1) * stride + pairs.columns <= live.len());
+        let target = Panel { data: live.as_mut_ptr(), dtype: DType::Bool, stride }.target();
+        let tile = Tile {
+            rows: pairs.rows,
+            columns: pairs.columns,
+            arguments: &pairs.positions(),
+            targets: &[target],
+            tables: &self.tables,
+            live: None,
+        };
+        // SAFETY: `live` is ours and holds the tile; tables were checked by `Memory`.
+        unsafe { mask.run(Stage::Early, &tile, scratch)? };
+        let mut rows = live.chunks(stride).take(pairs.rows);
+        Ok(rows.any(|row| row[..pairs.columns].iter().fold(0, |any, &byte| any | byte) != 0))
+    }
+}
+
+/// What feeds a score function (1 array: scores) or a joint one (2: cotangents too).
+fn feeds(dtype: DType, arrays: usize) -> Vec<Feed> {
+    let array = Feed::Array(Variance::Full, super::score_dtype(dtype));
+    POSITIONS.into_iter().chain(std::iter::repeat_n(array, arrays)).collect()
+}
+
+/// The mask's bytes of a tile that is not full.
+#[derive(Clone, Copy)]
+pub(super) struct Admitted<'a> {
+    pub bytes: &'a [u8],
+    pub stride: usize,
+}
+
+impl Admitted<'_> {
+    pub(super) fn live(&self) -> Live {
+        Live { data: self.bytes.as_ptr(), row_stride: self.stride as isize }
+    }
+
+    /// The bytes of a row.
+    #[inline(always)]
+    pub(super) fn row(&self, row: usize) -> &[u8] {
+        &self.bytes[row * self.stride..]
+    }
+
+    /// Overwrites what the mask does not admit.
+    #[inline(always)]
+    pub(super) fn overwrite<S: Float>(&self, row: usize, numbers: &mut [S], with: S) {
+        for (x, &admitted) in numbers.iter_mut().zip(self.row(row)) {
+            *x = if admitted == 0 { with } else { *x };
+        }
+    }
+
+    /// [`super::product::product`] over admitted pairs only, for right operands that are not finite: 0 times
+    /// such a number would show. `transposed`: the rows of `left` are keys. `right` is packed in rows.
+    ///
+    /// # Safety
+    /// As [`super::product::product`].
+    pub(super) unsafe fn product<S: Float>(
+        &self,
+        (rows, depth, size): (usize, usize, usize),
+        left: Left<S>,
+        right: Panels<S>,
+        target: Sums<S>,
+        transposed: bool,
+    ) {
+        for row in 0..rows {
+            for step in 0..depth {
+                let (query, key) = if transposed { (step, row) } else { (row, step) };
+                if self.row(query)[key] == 0 {
+                    continue;
+                }
+                // SAFETY: within the extents that the caller vouches for.
+                unsafe {
+                    let factor = (*left.data.add(row * left.row + step * left.column)).to_f64();
+                    for i in 0..size {
+                        let sum = target.data.add(row * target.row + i);
+                        let x = *right.data.add(step * right.row + i);
+                        *sum = S::from_f64((*sum).to_f64() + factor * x.to_f64());
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Compiles a program over `b, h, q, k` (and the score, where `scored`) for tiles of pairs.
+pub(super) fn compile_indices(
+    program: &Program,
+    tables: &[Table],
+    dtype: DType,
+    scored: bool,
+    isa: Isa,
+) -> Result<TileProgram> {
+    TileProgram::compile(program, &feeds(dtype, scored as usize), tables, isa)
+}
