@@ -1,0 +1,94 @@
+//! What the generators promise: programs that verify, print, read back, run and stay well-conditioned.
+
+use tilewright_generate::{Config, random_attention, random_graph, random_inputs};
+use tilewright_interp::{Array, Precision, run};
+use tilewright_ir::{Binary, Compare, DType, Graph, Reduction, Unary, parse, verify};
+
+const PROGRAMS: u64 = 400;
+
+#[track_caller]
+fn check(graph: &Graph, inputs: &[Array], seed: u64) -> (Vec<Array>, Vec<Array>) {
+    verify(graph).unwrap_or_else(|error| panic!("seed {seed}: {error}\n{graph}"));
+    let read = parse(&graph.to_string()).unwrap_or_else(|error| panic!("seed {seed}: {error}\n{graph}"));
+    assert!(read == *graph, "seed {seed}: {graph}");
+    let [exact, typed] = [Precision::Exact, Precision::Typed].map(|precision| {
+        run(graph, inputs, precision).unwrap_or_else(|error| panic!("seed {seed}: {error}\n{graph}"))
+    });
+    (exact, typed)
+}
+
+/// Root mean square of the difference beside that of the values, or of 1 where they are small.
+fn relative_error(golden: &[f64], other: &[f64]) -> f64 {
+    let square = |x: f64| if x.is_finite() { x * x } else { 0.0 };
+    let error: f64 = golden.iter().zip(other).filter(|(x, y)| x != y).map(|(x, y)| (x - y).powi(2)).sum();
+    let size: f64 = golden.iter().map(|&x| square(x)).sum::<f64>().max(golden.len() as f64).max(1.0);
+    (error / size).sqrt()
+}
+
+#[test]
+fn ordinary_programs() {
+    for dtype in [DType::F64, DType::F32, DType::BF16, DType::F16] {
+        for differentiable in [false, true] {
+            let config = Config { dtype, differentiable, operations: 15, ..Config::default() };
+            for seed in 0..PROGRAMS / 4 {
+                let graph = random_graph(seed, &config);
+                let (exact, typed) = check(&graph, &random_inputs(&graph, seed), seed);
+                for (golden, typed) in exact.iter().zip(&typed) {
+                    let (golden_elements, typed_elements) = (golden.to_f64s(), typed.to_f64s());
+                    assert!(golden_elements.iter().all(|x| x.is_finite()), "seed {seed}: {graph}");
+                    if !golden.ty().dtype.is_float() {
+                        assert_eq!(golden, typed, "seed {seed}: {graph}");
+                    }
+                    let error = relative_error(&golden_elements, &typed_elements);
+                    let limit = match dtype {
+                        DType::F64 => 0.0,
+                        DType::F32 => 1e-4,
+                        _ => 1.0,
+                    };
+                    assert!(error <= limit, "seed {seed}: error {error}\n{graph}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn attention_programs() {
+    let mut empty_rows = 0;
+    for seed in 0..PROGRAMS {
+        let (graph, inputs) = random_attention(seed);
+        let (exact, typed) = check(&graph, &inputs, seed);
+        let log_sum_exp = exact[1].to_f64s();
+        assert!(exact[0].to_f64s().iter().all(|x| x.is_finite()), "seed {seed}: {graph}");
+        assert!(
+            log_sum_exp.iter().all(|&x| x.abs() < 60.0 || x == f64::NEG_INFINITY),
+            "seed {seed}: {graph}"
+        );
+        empty_rows += log_sum_exp.iter().filter(|x| x.is_infinite()).count();
+        let limit = match exact[0].ty().dtype {
+            DType::F64 => 1e-300,
+            DType::F32 => 1e-5,
+            DType::F16 => 1e-2,
+            _ => 1e-1,
+        };
+        for (golden, typed) in exact.iter().zip(&typed) {
+            let error = relative_error(&golden.to_f64s(), &typed.to_f64s());
+            assert!(error < limit, "seed {seed}: error {error}\n{graph}");
+        }
+    }
+    assert!(empty_rows > 100);
+}
+
+#[test]
+fn every_ordinary_operation_is_drawn() {
+    let mut names: Vec<String> = (0..PROGRAMS)
+        .flat_map(|seed| {
+            let graph = random_graph(seed, &Config::default());
+            graph.nodes().iter().map(|node| node.op.name()).collect::<Vec<_>>()
+        })
+        .collect();
+    names.sort();
+    names.dedup();
+    let families = Unary::ALL.len() + Binary::ALL.len() + Compare::ALL.len() + Reduction::ALL.len();
+    assert_eq!(names.len(), families + 17, "{names:?}");
+}
