@@ -4,7 +4,8 @@
 //! results are well-conditioned. So each float value is kept within a known bound; what jumps (comparison,
 //! rounding, conversion to integers, `argmax`) reads only *exact* values, which no evaluation computes
 //! differently: parameters, constants and what merely moves them; and what has a kink (`max`, `abs`) has it
-//! at an irregular constant, where no value lies. Indices are brought into range by the programs themselves.
+//! at an irregular constant, near which no value is likely to lie (take steps of about 1e-6 in `f64`).
+//! Indices are brought into range by the programs themselves.
 
 #![forbid(unsafe_code)]
 

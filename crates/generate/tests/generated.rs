@@ -1,6 +1,8 @@
 //! What the generators promise: programs that verify, print, read back, run and stay well-conditioned.
 
-use tilewright_generate::{Config, random_attention, random_graph, random_inputs};
+use tilewright_generate::{
+    Config, Random, random_attention, random_attention_of, random_graph, random_inputs,
+};
 use tilewright_interp::{Array, Precision, run};
 use tilewright_ir::{Binary, Compare, DType, Graph, Reduction, Unary, parse, verify};
 
@@ -77,6 +79,51 @@ fn attention_programs() {
         }
     }
     assert!(empty_rows > 100);
+}
+
+/// The sum of the finite float results, each element with a weight, where the float inputs are moved by
+/// `step` in a random direction. Moved inputs are not rounded to their types: the graph is read as `f64`.
+fn weighted_sum(graph: &Graph, inputs: &[Array], step: f64) -> f64 {
+    let mut random = Random::new(99);
+    let moved: Vec<Array> = inputs
+        .iter()
+        .map(|input| {
+            let moved: Vec<f64> =
+                input.to_f64s().iter().map(|x| x + step * random.float(-1.0, 1.0)).collect();
+            if input.ty().dtype.is_float() {
+                Array::from_f64s(input.ty().clone(), &moved)
+            } else {
+                input.clone()
+            }
+        })
+        .collect();
+    let results = run(graph, &moved, Precision::Exact).unwrap();
+    let floats = results.iter().filter(|result| result.ty().dtype.is_float());
+    floats
+        .flat_map(Array::to_f64s)
+        .map(|x| random.float(-1.0, 1.0) * if x.is_finite() { x } else { 0.0 })
+        .sum()
+}
+
+/// Central differences of two steps agree where nothing jumps or bends between them.
+#[track_caller]
+fn check_smooth(graph: &Graph, inputs: &[Array], seed: u64) {
+    let slope =
+        |step: f64| (weighted_sum(graph, inputs, step) - weighted_sum(graph, inputs, -step)) / (2.0 * step);
+    let (wide, narrow) = (slope(2e-6), slope(1e-6));
+    let tolerance = 1e-4 * (1.0 + narrow.abs());
+    assert!((wide - narrow).abs() < tolerance, "seed {seed}: slopes {wide} and {narrow}\n{graph}");
+}
+
+#[test]
+fn differentiable_programs_have_slopes() {
+    let config = Config { dtype: DType::F64, differentiable: true, ..Config::default() };
+    for seed in 0..PROGRAMS {
+        let graph = random_graph(seed, &config);
+        check_smooth(&graph, &random_inputs(&graph, seed), seed);
+        let (graph, inputs) = random_attention_of(DType::F64, seed);
+        check_smooth(&graph, &inputs, seed);
+    }
 }
 
 #[test]
