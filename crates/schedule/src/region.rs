@@ -464,16 +464,29 @@ impl<'a> Lowering<'a> {
         let mut at = Vec::new();
         for (axis, &operand) in indices.iter().enumerate() {
             let position = self.element(operand, space)?;
-            at.push(match self.checked(*array, axis) {
-                Checked::ByLoad | Checked::Ignored => position,
-                Checked::No => {
-                    let counted = self.counted(position, self.shape(*array)[axis]);
-                    self.clamped(counted, self.shape(*array)[axis])
-                }
-            });
+            at.push(self.checked_index(*array, axis, position));
         }
         at.extend(rest);
         self.element(*array, &at)
+    }
+
+    /// One element of a value, at indices as a gather has them: perhaps negative, perhaps out of range.
+    pub fn gathered(&mut self, value: Value, index: &[Register]) -> Result<Register> {
+        let at: Vec<Register> =
+            index.iter().enumerate().map(|(axis, &i)| self.checked_index(value, axis, i)).collect();
+        self.element(value, &at)
+    }
+
+    /// A gather's index, made fit for [`Lowering::element`] of what it indexes.
+    fn checked_index(&mut self, value: Value, axis: usize, index: Register) -> Register {
+        match self.checked(value, axis) {
+            Checked::ByLoad | Checked::Ignored => index,
+            Checked::No => {
+                let extent = self.shape(value)[axis];
+                let counted = self.counted(index, extent);
+                self.clamped(counted, extent)
+            }
+        }
     }
 
     fn scatter_add(
