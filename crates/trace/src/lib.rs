@@ -27,7 +27,7 @@ mod reduce;
 mod scan;
 mod shape;
 mod tensor;
-mod tree;
+pub mod tree;
 
 pub use arguments::{Axes, Dims, REST};
 pub use attention::{At, FlexAttention, flex_attention};
@@ -41,4 +41,4 @@ pub use recording::{Traced, append, trace};
 pub use scan::{Scan, associative_scan};
 pub use shape::{concatenate, stack};
 pub use tensor::{Operand, Tensor};
-pub use tree::{Entry, MapLeaves, Path, TensorTree, Tree, leaves, map_leaves};
+pub use tree::TensorTree;

@@ -453,14 +453,14 @@ pub fn trace<R>(
 
 /// Lets a transformation append to the innermost graph: `f` gets the graph and the values of `inputs`, and
 /// gives the values of its results, where there are any. Differentiation is built on it.
+/// `location` is the user's line, for errors.
 ///
 /// Where an input is poisoned, or `f` fails, each result is absent and the error is kept.
-#[track_caller]
 pub fn append(
+    location: &'static Location<'static>,
     inputs: &[Tensor],
     f: impl FnOnce(&mut Graph, &[Value]) -> Result<Vec<Option<Value>>>,
 ) -> Vec<Option<Tensor>> {
-    let location = Location::caller();
     with(|recording| {
         let origin = recording.origin(location);
         let values = inputs.iter().map(|&tensor| recording.lift(tensor)).collect::<Result<Option<Vec<_>>>>();

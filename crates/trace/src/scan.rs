@@ -3,7 +3,8 @@
 use tilewright_ir::{AssociativeScan, Error, Op, Result, Type};
 
 use crate::recording::{self, Frame, FrameKind, Open, describe, lifted, record_all};
-use crate::{Tensor, TensorTree, arguments, leaves, map_leaves};
+use crate::tree::{leaves, map_leaves};
+use crate::{Tensor, TensorTree, arguments};
 
 /// A scan about to be recorded: [`Scan::call`] records it.
 #[must_use = "call() records the scan"]
