@@ -84,7 +84,7 @@ fn product_tree(ty: &Type, axes: &[usize], origin: Option<Origin>) -> Result<Gra
         let low = e.slice_axis(row, last, 0, half)?;
         let high = e.slice_axis(row, last, half, 2 * half)?;
         let product = e.mul(low, high)?;
-        row = if length % 2 == 0 {
+        row = if length.is_multiple_of(2) {
             product
         } else {
             let odd = e.slice_axis(row, last, 2 * half, length)?;
