@@ -12,6 +12,8 @@ pub(crate) struct Arrays<'a> {
     pub graph: &'a Graph,
     pub accesses: &'a [Access],
     pub buffers: Vec<Buffer>,
+    /// For each value the step that computes it, where one does.
+    pub made: Vec<Option<usize>>,
     homes: Vec<Option<Home>>,
 }
 
@@ -22,9 +24,9 @@ struct Home {
 }
 
 impl<'a> Arrays<'a> {
-    pub fn new(normal: &'a Normal) -> Arrays<'a> {
+    pub fn new(normal: &'a Normal, made: Vec<Option<usize>>) -> Arrays<'a> {
         let homes = normal.accesses.iter().map(|_| None).collect();
-        Arrays { graph: &normal.graph, accesses: &normal.accesses, buffers: Vec::new(), homes }
+        Arrays { graph: &normal.graph, accesses: &normal.accesses, buffers: Vec::new(), made, homes }
     }
 
     /// Gives a base a buffer.

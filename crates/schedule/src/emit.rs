@@ -9,24 +9,30 @@
 
 use std::collections::HashMap;
 
-use tilewright_ir::{Binary, DType, Node, NodeId, Op, Reduction, Scalar, Value, ValueDefinition};
+use tilewright_ir::{Binary, DType, Node, NodeId, Op, Reduction, Value, ValueDefinition};
 use tilewright_plan::loops::{Lanes, Phase, RowReduction, Sink, Source};
-use tilewright_plan::{Kind, Loops, Operation, Program, Register, Table, View};
+use tilewright_plan::{Kind, Loops, Operation, Register, Table, View};
 
 use crate::access::{Access, Affine, Restriction, packed, restrict};
 use crate::arrays::Arrays;
+use crate::builder::{Builder, Push};
 use crate::elementwise;
 use crate::fuse::Cluster;
 
 /// Operations beyond which a value is carried to a later phase rather than computed there anew.
 const RECOMPUTED: usize = 3;
 
-/// Lowers one cluster.
-pub(crate) fn emit(arrays: &Arrays, cluster: &Cluster) -> Loops {
-    let mut emitter = Emitter::new(arrays, cluster);
+/// Lowers one cluster, which is the step of that number.
+pub(crate) fn emit(arrays: &Arrays, cluster: &Cluster, step: usize) -> Loops {
+    let mut emitter = Emitter::new(arrays, cluster, step);
     for &member in &cluster.members {
-        if let Op::Reduce { .. } | Op::ArgMax { .. } = arrays.graph.node(member).op {
+        if emitter.is_reduction(member) {
             emitter.reduce(member);
+        } else {
+            // In order, so that no computation has far to go to what it needs; what turns out to be
+            // needed by nobody is left out in the end.
+            let value = arrays.graph.node(member).results[0];
+            emitter.compute(value, &emitter.range(member), emitter.phase(member));
         }
     }
     for &member in &cluster.members {
@@ -42,44 +48,60 @@ pub(crate) fn emit(arrays: &Arrays, cluster: &Cluster) -> Loops {
 struct Emitter<'a> {
     arrays: &'a Arrays<'a>,
     cluster: &'a Cluster,
+    step: usize,
     /// Parallel axes, then row axes.
     extents: Vec<usize>,
     parallel: usize,
     /// The loop axis of each axis of the cluster's space.
     loop_axis: Vec<usize>,
     levels: HashMap<NodeId, usize>,
-    phases: Vec<Builder>,
+    phases: Vec<Stage>,
     scalars: HashMap<Value, usize>,
     values: HashMap<Value, usize>,
     scalar_count: usize,
     tables: Vec<Table>,
 }
 
+/// A phase in the making.
 #[derive(Default)]
-struct Builder {
-    program: Program,
+struct Stage {
+    code: Builder,
+    results: Vec<Register>,
     sources: Vec<Source>,
     sinks: Vec<Sink>,
     memo: HashMap<(Value, Vec<Affine>), Register>,
 }
 
-impl Builder {
+impl Stage {
     fn input(&mut self, source: Source, kind: Kind) -> Register {
         let number = self.sources.iter().position(|earlier| *earlier == source).unwrap_or_else(|| {
             self.sources.push(source);
             self.sources.len() - 1
         });
-        self.program.push(Operation::Input(number), kind)
+        self.code.input(number, kind)
     }
 
     fn sink(&mut self, register: Register, sink: Sink) {
-        self.program.results.push(register);
+        self.results.push(register);
         self.sinks.push(sink);
+    }
+
+    /// The phase, without the instructions and sources that nothing needs.
+    fn finish(self, once: bool) -> Phase {
+        let mut program = self.code.program(&self.results);
+        let mut sources = Vec::new();
+        for instruction in &mut program.instructions {
+            if let Operation::Input(number) = &mut instruction.operation {
+                sources.push(self.sources[*number].clone());
+                *number = sources.len() - 1;
+            }
+        }
+        Phase { once, program, sources, sinks: self.sinks }
     }
 }
 
 impl<'a> Emitter<'a> {
-    fn new(arrays: &'a Arrays<'a>, cluster: &'a Cluster) -> Emitter<'a> {
+    fn new(arrays: &'a Arrays<'a>, cluster: &'a Cluster, step: usize) -> Emitter<'a> {
         let axes = 0..cluster.space.len();
         let order: Vec<usize> = axes
             .clone()
@@ -93,6 +115,7 @@ impl<'a> Emitter<'a> {
         let mut emitter = Emitter {
             arrays,
             cluster,
+            step,
             extents: order.iter().map(|&axis| cluster.space[axis]).collect(),
             parallel: cluster.row.iter().filter(|row| !**row).count(),
             loop_axis,
@@ -109,7 +132,7 @@ impl<'a> Emitter<'a> {
             last = last.max(level + 1);
             emitter.levels.insert(member, level);
         }
-        emitter.phases.resize_with(2 * last + 2, Builder::default);
+        emitter.phases.resize_with(2 * last + 2, Stage::default);
         emitter
     }
 
@@ -122,11 +145,16 @@ impl<'a> Emitter<'a> {
             let Some(producer) = self.producer(base) else { continue };
             if let Some(&earlier) = self.levels.get(&producer) {
                 level = level.max(earlier + self.is_reduction(producer) as usize);
-            } else if self.arrays.home(base).is_none() {
+            } else if !self.is_stored(base) {
                 open.extend(&self.arrays.graph.node(producer).operands);
             }
         }
         level
+    }
+
+    /// Whether an array lies complete in memory when this step runs.
+    fn is_stored(&self, base: Value) -> bool {
+        self.arrays.home(base).is_some() && self.arrays.made[base.index()].is_none_or(|made| made < self.step)
     }
 
     fn producer(&self, value: Value) -> Option<NodeId> {
@@ -170,8 +198,7 @@ impl<'a> Emitter<'a> {
         let kind = row_reduction(&node.op).expect("a reduction");
         let phase = self.phase(member);
         let register = self.read(node.operands[0], &self.domain(member), phase);
-        let scalar = self.scalar_count;
-        self.scalar_count += 1;
+        let scalar = self.new_scalar();
         self.scalars.insert(node.results[0], scalar);
         self.phases[phase].sink(register, Sink::Reduce { kind, scalar });
     }
@@ -201,15 +228,13 @@ impl<'a> Emitter<'a> {
             return self.member(base, member, phase);
         }
         let rank = self.extents.len();
-        if arrays.home(base).is_some() {
+        if self.is_stored(base) {
             let valid = match &access.valid {
                 None => None,
                 Some(valid) => match restrict(valid, arrays.shape(value), at, &self.extents) {
                     Restriction::Box(ranges) => Some((ranges, valid.1)),
                     Restriction::Nowhere => {
-                        return self.phases[phase]
-                            .program
-                            .push(Operation::Constant(valid.1), Kind::of(dtype));
+                        return self.phases[phase].code.push(Operation::Constant(valid.1), Kind::of(dtype));
                     }
                     Restriction::Inexpressible => unreachable!("a padded array is read in a plain space"),
                 },
@@ -227,9 +252,9 @@ impl<'a> Emitter<'a> {
         let dtype = self.arrays.dtype(value);
         let kind = Kind::of(dtype);
         if self.is_reduction(member) {
-            let builder = &mut self.phases[phase];
-            let register = builder.input(Source::RowScalar(self.scalars[&value]), kind);
-            return elementwise::round(&mut builder.program, register, dtype);
+            let stage = &mut self.phases[phase];
+            let register = stage.input(Source::RowScalar(self.scalars[&value]), kind);
+            return elementwise::round(&mut stage.code, register, dtype);
         }
         let home = self.phase(member);
         let at = self.range(member);
@@ -241,8 +266,7 @@ impl<'a> Emitter<'a> {
                 Some(&slot) => slot,
                 None => {
                     let register = self.compute(value, &at, home);
-                    let slot = self.scalar_count;
-                    self.scalar_count += 1;
+                    let slot = self.new_scalar();
                     self.scalars.insert(value, slot);
                     self.phases[home].sink(register, Sink::RowScalar(slot));
                     slot
@@ -287,7 +311,7 @@ impl<'a> Emitter<'a> {
                             open.push(producer);
                         }
                     }
-                    Some(producer) if self.arrays.home(base).is_none() => open.push(producer),
+                    Some(producer) if !self.is_stored(base) => open.push(producer),
                     _ => loads += (self.arrays.graph.ty(base).elements() > 1) as usize,
                 }
             }
@@ -304,32 +328,51 @@ impl<'a> Emitter<'a> {
         let arrays = self.arrays;
         let node = arrays.graph.producer(value).expect("parameters are stored");
         let dtype = arrays.dtype(value);
+        if self.is_same_along_row(at, phase) && !node.operands.is_empty() {
+            let register = self.compute(value, at, phase - 1);
+            let slot = self.new_scalar();
+            self.phases[phase - 1].sink(register, Sink::RowScalar(slot));
+            let register = self.phases[phase].input(Source::RowScalar(slot), Kind::of(dtype));
+            self.phases[phase].memo.insert(key, register);
+            return register;
+        }
         let register = match &node.op {
             Op::Constant(literal) => {
                 let value = literal.splat().expect("constant arrays are stored");
-                self.phases[phase].program.push(Operation::Constant(value), Kind::of(dtype))
+                self.phases[phase].code.push(Operation::Constant(value), Kind::of(dtype))
             }
             Op::Iota { axis, .. } => {
                 let position = self.integer(&at[*axis], phase);
-                elementwise::cast(&mut self.phases[phase].program, position, DType::I64, dtype)
+                elementwise::cast(&mut self.phases[phase].code, position, DType::I64, dtype)
             }
             Op::RandomBits { shape } => {
                 let flat = Affine { offset: 0, strides: packed(shape) }.compose(at, self.extents.len());
                 let key = self.read(node.operands[0], &[], phase);
                 let counter = self.integer(&flat, phase);
-                self.phases[phase].program.push(Operation::RandomBits(key, counter), Kind::I32)
+                self.phases[phase].code.push(Operation::RandomBits(key, counter), Kind::I32)
             }
             Op::Gather => self.gather(node, at, phase),
             op => {
                 let registers: Vec<Register> =
                     node.operands.iter().map(|&operand| self.read(operand, at, phase)).collect();
                 let operand = arrays.dtype(*node.operands.last().expect("an operand"));
-                elementwise::push(&mut self.phases[phase].program, op, &registers, operand, dtype)
+                elementwise::push(&mut self.phases[phase].code, op, &registers, operand, dtype)
                     .expect("only element-wise operations are computed in place")
             }
         };
         self.phases[phase].memo.insert(key, register);
         register
+    }
+
+    /// Whether a position in a phase over the row's elements does not move along the row.
+    fn is_same_along_row(&self, at: &[Affine], phase: usize) -> bool {
+        let moves = |position: &Affine| position.strides[self.parallel..].iter().any(|&stride| stride != 0);
+        phase % 2 == 1 && self.parallel < self.extents.len() && !at.iter().any(moves)
+    }
+
+    fn new_scalar(&mut self) -> usize {
+        self.scalar_count += 1;
+        self.scalar_count - 1
     }
 
     fn gather(&mut self, node: &Node, at: &[Affine], phase: usize) -> Register {
@@ -353,38 +396,20 @@ impl<'a> Emitter<'a> {
             self.tables.len() - 1
         });
         let kind = Kind::of(arrays.dtype(array));
-        self.phases[phase].program.push(Operation::Load(number, registers), kind)
+        self.phases[phase].code.push(Operation::Load(number, registers), kind)
     }
 
     /// A position as an `I64`.
     fn integer(&mut self, position: &Affine, phase: usize) -> Register {
-        let builder = &mut self.phases[phase];
-        let constant = |builder: &mut Builder, x: isize| {
-            builder.program.push(Operation::Constant(Scalar::Integer(x as i64)), Kind::I64)
-        };
-        let mut sum = None;
-        for (axis, &stride) in position.strides.iter().enumerate() {
-            if stride == 0 {
-                continue;
-            }
-            let mut term = builder.input(Source::Index(axis), Kind::I64);
-            if stride != 1 {
-                let factor = constant(builder, stride);
-                term = builder.program.push(Operation::Binary(Binary::Mul, term, factor), Kind::I64);
-            }
-            sum = Some(match sum {
-                None => term,
-                Some(sum) => builder.program.push(Operation::Binary(Binary::Add, sum, term), Kind::I64),
-            });
+        let stage = &mut self.phases[phase];
+        let mut sum = stage.code.constant(Kind::I64, position.offset as i64);
+        for (axis, &stride) in position.strides.iter().enumerate().filter(|(_, stride)| **stride != 0) {
+            let index = stage.input(Source::Index(axis), Kind::I64);
+            let factor = stage.code.constant(Kind::I64, stride as i64);
+            let term = stage.code.binary(Binary::Mul, index, factor);
+            sum = stage.code.binary(Binary::Add, sum, term);
         }
-        match sum {
-            None => constant(builder, position.offset),
-            Some(sum) if position.offset == 0 => sum,
-            Some(sum) => {
-                let offset = constant(builder, position.offset);
-                builder.program.push(Operation::Binary(Binary::Add, sum, offset), Kind::I64)
-            }
-        }
+        sum
     }
 
     fn finish(self) -> Loops {
@@ -392,13 +417,8 @@ impl<'a> Emitter<'a> {
             .phases
             .into_iter()
             .enumerate()
-            .filter(|(_, builder)| !builder.sinks.is_empty())
-            .map(|(number, builder)| Phase {
-                once: number % 2 == 0,
-                program: builder.program,
-                sources: builder.sources,
-                sinks: builder.sinks,
-            })
+            .filter(|(_, stage)| !stage.sinks.is_empty())
+            .map(|(number, stage)| stage.finish(number % 2 == 0))
             .collect();
         let lanes = lanes(&phases, self.parallel, &self.extents);
         let mut parallel = self.extents;

@@ -29,8 +29,8 @@ pub fn lower(graph: &Graph, inputs: &[Layout]) -> Result<Plan> {
         return Err(Error::shape("layouts", graph.parameters().len(), inputs.len()));
     }
     let normal = normalise(graph, inputs)?;
-    let Fusion { steps, stored } = fuse(&normal);
-    let mut arrays = Arrays::new(&normal);
+    let Fusion { steps, stored, made } = fuse(&normal);
+    let mut arrays = Arrays::new(&normal, made);
     for (number, (&parameter, layout)) in normal.graph.parameters().iter().zip(inputs).enumerate() {
         let shape = arrays.shape(parameter);
         let elements = input_elements(number, layout, shape)?;
@@ -53,9 +53,9 @@ pub fn lower(graph: &Graph, inputs: &[Layout]) -> Result<Plan> {
     }
     let mut block_maps = ();
     let mut kernels = Vec::new();
-    for step in &steps {
+    for (number, step) in steps.iter().enumerate() {
         match step {
-            Step::Cluster(cluster) => kernels.push(Kernel::Loops(emit::emit(&arrays, cluster))),
+            Step::Cluster(cluster) => kernels.push(Kernel::Loops(emit::emit(&arrays, cluster, number))),
             Step::Single(node) => kernels.extend(single(&arrays, *node, &mut block_maps)?),
         }
     }

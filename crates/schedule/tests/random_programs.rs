@@ -1,0 +1,53 @@
+//! Plans of random programs, run by the definitions of plans, against the reference interpreter.
+
+mod support;
+
+use tilewright_generate::{Config, random_graph, random_inputs};
+use tilewright_interp::{Array, Precision};
+use tilewright_ir::{DType, Graph, Scalar};
+use tilewright_schedule::{Layout, lower};
+
+/// Root mean square of the difference beside that of the golden values, or of 1 where they are small.
+fn relative_error(golden: &[f64], other: &[f64]) -> f64 {
+    let error: f64 = golden.iter().zip(other).filter(|(x, y)| x != y).map(|(x, y)| (x - y).powi(2)).sum();
+    let size: f64 = golden.iter().map(|x| x * x).sum::<f64>().max(golden.len() as f64).max(1.0);
+    (error / size).sqrt()
+}
+
+#[track_caller]
+fn check(graph: &Graph, layouts: &[Layout], memory: &[Vec<Scalar>], inputs: &[Array], label: &str) {
+    let exact = tilewright_interp::run(graph, inputs, Precision::Exact).expect("a sound program");
+    let typed = tilewright_interp::run(graph, inputs, Precision::Typed).expect("a sound program");
+    let plan = lower(graph, layouts).unwrap_or_else(|error| panic!("{label}: {error}\n{graph}"));
+    let results = support::run(&plan, graph, memory);
+    for (i, ((golden, plain), found)) in exact.iter().zip(&typed).zip(&results).enumerate() {
+        let golden = golden.to_f64s();
+        let allowed = 2.0 * relative_error(&golden, &plain.to_f64s()) + 1e-6;
+        let allowed = if found.ty().dtype == DType::F64 { 1e-12 } else { allowed };
+        let error = relative_error(&golden, &found.to_f64s());
+        assert!(
+            error <= allowed,
+            "{label}: result {i} is off by {error:e}, not {allowed:e}\n{graph}\n{plan:#?}"
+        );
+    }
+}
+
+fn elements(array: &Array) -> Vec<Scalar> {
+    let dtype = array.ty().dtype;
+    array.to_bytes().chunks(dtype.size()).map(|bytes| Scalar::from_bytes(dtype, bytes)).collect()
+}
+
+#[test]
+fn packed_inputs() {
+    for (dtype, operations) in [(DType::F64, 8), (DType::F64, 25), (DType::F32, 15), (DType::BF16, 12)] {
+        let config = Config { dtype, operations, ..Config::default() };
+        for seed in 0..150 {
+            let graph = random_graph(seed, &config);
+            let inputs = random_inputs(&graph, seed);
+            let layouts: Vec<Layout> =
+                graph.parameter_types().iter().map(|ty| Layout::packed(&ty.shape)).collect();
+            let memory: Vec<Vec<Scalar>> = inputs.iter().map(elements).collect();
+            check(&graph, &layouts, &memory, &inputs, &format!("{dtype} seed {seed}"));
+        }
+    }
+}
