@@ -40,10 +40,10 @@ pub(crate) fn sign(x: f32) -> f32 {
     if x.is_nan() { x } else { (x > 0.0) as i32 as f32 - (x < 0.0) as i32 as f32 }
 }
 
-/// x − y·⌊x / y⌋.
+/// x − y·⌊x / y⌋, in double precision: in single, a large quotient would leave nothing of the result.
 #[inline(always)]
 pub(crate) fn rem(x: f32, y: f32) -> f32 {
-    x - y * (x / y).floor()
+    super::double::rem(x as f64, y as f64) as f32
 }
 
 /// The greater; NaN if either is.

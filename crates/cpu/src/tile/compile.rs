@@ -60,7 +60,6 @@ pub(super) enum ValuePlace {
 
 pub(super) struct ResultInfo {
     pub value: usize,
-    pub late: bool,
 }
 
 /// What an error says of a table.
@@ -280,7 +279,7 @@ fn demand(program: &Program, facts: &Facts) -> Needs {
         if needs.whole[i] {
             if facts.linear(i) {
                 needs.base[i] = true;
-            } else if along_row(operation, facts) {
+            } else if along_row(operation, facts.variance[i], facts) {
                 operation.operands().into_iter().for_each(|operand| need_base(&mut needs, operand));
             } else {
                 operation.operands().iter().for_each(|operand| needs.whole[operand.index()] = true);
@@ -293,10 +292,12 @@ fn demand(program: &Program, facts: &Facts) -> Needs {
     needs
 }
 
-/// Whether an operation is a load that moves along its table by a constant stride.
-fn along_row(operation: &Operation, facts: &Facts) -> bool {
+/// Whether an operation is a load that moves along its table by a constant stride from column to column.
+fn along_row(operation: &Operation, variance: Variance, facts: &Facts) -> bool {
     match operation {
-        Operation::Load(_, indices) => indices.iter().all(|index| facts.step[index.index()].is_some()),
+        Operation::Load(_, indices) => {
+            variance.columns() && indices.iter().all(|index| facts.step[index.index()].is_some())
+        }
         Operation::Input(_)
         | Operation::Constant(_)
         | Operation::Unary(..)
@@ -431,10 +432,10 @@ impl<'a> Builder<'a> {
             Operation::Constant(value) => self.constant(*kind, *value),
             Operation::Load(table, indices) => {
                 let out = self.define(*kind, variance);
-                let load = if along_row(operation, self.facts) {
+                let load = if along_row(operation, variance, self.facts) {
                     let bases = indices.iter().map(|&index| self.base_of(index)).collect();
-                    let steps = indices.iter().map(|index| self.facts.step[index.index()].unwrap_or(0));
-                    let steps = if variance.columns() { steps.collect() } else { vec![0; indices.len()] };
+                    let steps =
+                        indices.iter().map(|index| self.facts.step[index.index()].expect("linear")).collect();
                     Load::along_row(
                         *table,
                         self.output.tables[*table].dtype,
@@ -522,7 +523,7 @@ impl<'a> Builder<'a> {
                 return Err(broken(format!("result {number} of the early stage depends on a late input")));
             }
             let value = self.whole_of(register);
-            self.output.results.push(ResultInfo { value, late });
+            self.output.results.push(ResultInfo { value });
             let defined_here = self.steps.iter().any(|(stage, _, step)| {
                 *stage == late && step.output() == Some(value) && !matches!(step, Step::Input { .. })
             });

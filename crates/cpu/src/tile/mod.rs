@@ -23,6 +23,8 @@ mod execute;
 mod load;
 mod map;
 mod operations;
+#[cfg(test)]
+mod tests;
 
 use tilewright_ir::{DType, Scalar};
 
