@@ -10,7 +10,7 @@ mod terms;
 mod tests;
 mod zero;
 
-use tilewright_ir::{DType, FlexAttention, FlexAttentionBackward, Graph, Origin, Result, Scalar, Value};
+use tilewright_ir::{FlexAttention, FlexAttentionBackward, Graph, Origin, Result, Scalar};
 use tilewright_plan::attention::{Attention, AttentionShape, CaptureCotangent};
 use tilewright_plan::{
     AttentionBackward, AttentionForward, BlockMap, Kernel, Operation, Program, Table, View,
