@@ -96,12 +96,14 @@ impl Array {
         }
     }
 
-    /// Its elements as packed little-endian bytes, rounded to the type.
+    /// Its elements as packed little-endian bytes, rounded to the type. Each NaN is the usual one, since
+    /// machines differ in the sign that they give it.
     pub fn to_bytes(&self) -> Vec<u8> {
         let dtype = self.ty.dtype;
         match &self.data {
             Data::Float(elements) => {
-                elements.iter().flat_map(|&x| Scalar::Float(x).to_bytes(dtype)).collect()
+                let usual = elements.iter().map(|&x| if x.is_nan() { f64::NAN } else { x });
+                usual.flat_map(|x| Scalar::Float(x).to_bytes(dtype)).collect()
             }
             Data::Integer(elements) => {
                 elements.iter().flat_map(|&x| Scalar::Integer(x).to_bytes(dtype)).collect()

@@ -99,3 +99,54 @@ fn rows_without_keys_are_empty() {
     let results = run(&program(0, 4, CAUSAL), &inputs(0, 4), Precision::Exact).unwrap();
     assert_eq!(results[0].to_f64s().len(), 0);
 }
+
+#[test]
+fn a_constant_read_outside_matters_only_to_live_pairs() {
+    let read = "%last: i32[] = constant 9 %row = gather %bias, %last, %last %admit = ge %q, %k";
+    let text = |admit: &str| {
+        format!(
+            "graph(%x: f64[1, 1, 2, 1], %bias: f64[4, 4]) -> (%out) {{
+               %out, %lse, %top = flex_attention %x, %x, %x, %bias scale=1.0
+                 score(%s: f64[], %b: i32[], %h: i32[], %q: i32[], %k: i32[], %bias: f64[4, 4]) -> (%row) {{ {read} }}
+                 mask(%b: i32[], %h: i32[], %q: i32[], %k: i32[], %bias: f64[4, 4]) -> (%admit) {{
+                   %admit: bool[] = constant {admit}
+                 }}
+             }}"
+        )
+    };
+    let inputs = [numbers(&[1, 1, 2, 1], 5), numbers(&[4, 4], 6)];
+    let masked_out = run(&parse(&text("false")).unwrap(), &inputs, Precision::Exact).unwrap();
+    assert_eq!(masked_out[0].to_f64s(), [0.0, 0.0]);
+    let error = run(&parse(&text("true")).unwrap(), &inputs, Precision::Exact).unwrap_err();
+    assert_eq!(error.code(), "index");
+}
+
+#[test]
+fn bf16_rounds_before_each_product() {
+    let text = "graph(%q: bf16[1, 1, 2, 3], %k: bf16[1, 1, 5, 3], %v: bf16[1, 1, 5, 2]) -> (%out, %lse) {
+      %out, %lse, %top = flex_attention %q, %k, %v scale=0.3
+        score(%s: f32[], %b: i32[], %h: i32[], %q: i32[], %k: i32[]) -> (%s) {}
+    }";
+    let narrow =
+        |array: Array| Array::from_f64s(Type::new(DType::BF16, array.ty().shape.clone()), &array.to_f64s());
+    let inputs = [([1, 1, 2, 3], 1), ([1, 1, 5, 3], 2), ([1, 1, 5, 2], 3)]
+        .map(|(shape, seed)| narrow(numbers(&shape, seed)));
+    let results = run(&parse(text).unwrap(), &inputs, Precision::Typed).unwrap();
+    let [query, key, value] = inputs.each_ref().map(|input| input.to_f64s());
+    let bf16 = |x: f32| Array::from_f64s(Type::scalar(DType::BF16), &[x as f64]).to_f64s()[0] as f32;
+    for q in 0..2 {
+        let product =
+            |k: usize| (0..3).fold(0f32, |sum, d| sum + query[q * 3 + d] as f32 * key[k * 3 + d] as f32);
+        let scores: Vec<f32> = (0..5).map(|k| bf16(product(k)) * 0.3f64 as f32).collect();
+        let top = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        let weights: Vec<f32> = scores.iter().map(|s| ((s - top) as f64).exp() as f32).collect();
+        let sum = weights.iter().fold(0f32, |sum, weight| sum + weight);
+        assert!((results[1].to_f64s()[q] - (top + sum.ln()) as f64).abs() < 2e-7);
+        for d in 0..2 {
+            let terms =
+                weights.iter().zip(0..).map(|(weight, k)| bf16(weight / sum) * value[k * 2 + d] as f32);
+            let expected = bf16(terms.fold(0f32, |sum, term| sum + term));
+            assert_eq!(results[0].to_f64s()[q * 2 + d], expected as f64);
+        }
+    }
+}
