@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{Random, add, build, check, check_first, evaluate, f64s, gradient};
+use common::{Random, add, array, build, check, check_first, evaluate, f64s, gradient};
 use tilewright_interp::Array;
 use tilewright_ir::{
     Binary, Compare, DType, DotAxes, FlexAttention, FlexAttentionBackward, Graph, Op, Type, Unary, Value,
@@ -106,7 +106,7 @@ fn softcap(g: &mut Graph, at: &At) -> Value {
 }
 
 fn inputs(graph: &Graph, random: &mut Random) -> Vec<Array> {
-    graph.parameter_types().into_iter().map(|ty| random.array(ty, -1.0, 1.0)).collect()
+    graph.parameter_types().into_iter().map(|ty| array(random, ty, -1.0, 1.0)).collect()
 }
 
 /// The gradients of attention that a graph has.
@@ -120,7 +120,7 @@ fn backward(graph: &Graph) -> &FlexAttentionBackward {
 
 #[test]
 fn query_key_and_value() {
-    let mut random = Random(1);
+    let mut random = Random::new(1);
     let scores: [(&str, Score); 2] = [("identity", identity), ("softcap", softcap)];
     let masks: [(&str, Option<Mask>); 3] = [("none", None), ("causal", Some(causal)), ("holes", Some(holes))];
     for (score_name, score) in scores {
@@ -141,7 +141,7 @@ fn query_key_and_value() {
 
 #[test]
 fn only_the_log_sum_exp() {
-    let mut random = Random(2);
+    let mut random = Random::new(2);
     let graph = attention(standard(), &[], softcap, Some(causal), &[1]);
     let inputs = inputs(&graph, &mut random);
     check("log-sum-exp", &graph, &inputs, &[0, 1]);
@@ -153,8 +153,8 @@ fn only_the_log_sum_exp() {
 #[test]
 fn the_row_maximum_is_a_constant() {
     let graph = attention(standard(), &[], identity, None, &[2]);
-    let mut random = Random(3);
-    let cotangent = random.array(&f64s(&[BATCH, HEADS, QUERIES]), -1.0, 1.0);
+    let mut random = Random::new(3);
+    let cotangent = array(&mut random, &f64s(&[BATCH, HEADS, QUERIES]), -1.0, 1.0);
     let inputs = [inputs(&graph, &mut random), vec![cotangent]].concat();
     for gradient in evaluate(&gradient(&graph, &[0, 1, 2]), &inputs) {
         assert!(gradient.to_f64s().iter().all(|&x| x == 0.0));
@@ -163,7 +163,7 @@ fn the_row_maximum_is_a_constant() {
 
 #[test]
 fn grouped_heads_and_shared_batch() {
-    let mut random = Random(4);
+    let mut random = Random::new(4);
     for (key_batch, key_heads) in [(1, 2), (1, 4), (2, 2), (1, 1)] {
         let types = [
             f64s(&[2, 4, QUERIES, 2]),
@@ -322,7 +322,7 @@ fn captured() -> Vec<(&'static str, Vec<Vec<usize>>, Score, Vec<usize>)> {
 
 #[test]
 fn captures_in_every_form() {
-    let mut random = Random(5);
+    let mut random = Random::new(5);
     for (name, shapes, score, mut indices) in captured() {
         let captures: Vec<Type> = shapes.iter().map(|shape| f64s(shape)).collect();
         let graph = attention(standard(), &captures, score, Some(causal), &[0, 1]);
@@ -342,7 +342,7 @@ fn captures_in_every_form() {
 
 #[test]
 fn integer_captures_carry_no_gradient() {
-    let mut random = Random(6);
+    let mut random = Random::new(6);
     let captures = [f64s(&[5]), Type::new(DType::I64, [BATCH, KEYS])];
     let graph = attention(
         standard(),
@@ -368,7 +368,7 @@ fn integer_captures_carry_no_gradient() {
 #[test]
 fn nothing_leaks_from_masked_pairs() {
     // Key 2 is never admitted; it holds NaN, and so does the row of the table that it would read.
-    let mut random = Random(7);
+    let mut random = Random::new(7);
     let graph = attention(
         standard(),
         &[f64s(&[KEYS])],
@@ -397,7 +397,7 @@ fn nothing_leaks_from_masked_pairs() {
     let first = gradient(&graph, &[0, 1, 2, 3]);
     let second = gradient(&first, &[0, 1, 2, 3, 4]);
     let types: Vec<Type> = second.parameter_types()[4..].iter().map(|&ty| ty.clone()).collect();
-    let rest: Vec<Array> = types.iter().map(|ty| random.array(ty, -1.0, 1.0)).collect();
+    let rest: Vec<Array> = types.iter().map(|ty| array(&mut random, ty, -1.0, 1.0)).collect();
     for (graph, count) in [(&first, 1), (&second, rest.len())] {
         let of = |inputs: &[Array]| evaluate(graph, &[inputs, &rest[..count]].concat());
         for (clean, dirty) in of(&clean).iter().zip(of(&dirty)) {
@@ -411,7 +411,7 @@ fn nothing_leaks_from_masked_pairs() {
 #[test]
 fn computed_captures_and_half_types() {
     // The table is made in the same graph from a smaller array, whose gradient flows through it.
-    let mut random = Random(8);
+    let mut random = Random::new(8);
     let small = f64s(&[4]);
     let types = [&standard()[..], &[small]].concat();
     let score = build(&[f64s(&[]), i32s(), i32s(), i32s(), i32s(), f64s(&[4, 4])], |g, x| {

@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{Random, add, build, check, check_first, evaluate, f64s, gradient};
+use common::{Random, add, array, build, check, check_first, evaluate, f64s, gradient};
 use tilewright_interp::Array;
 use tilewright_ir::{Binary, Compare, DType, DotAxes, Literal, Op, Reduction, Scalar, Type, Unary};
 
@@ -26,18 +26,18 @@ fn domain(unary: Unary) -> (f64, f64) {
 
 #[test]
 fn unary_functions() {
-    let mut random = Random(1);
+    let mut random = Random::new(1);
     for unary in Unary::ALL.into_iter().filter(|&unary| unary != Unary::Not) {
         let ty = f64s(&[7]);
-        let graph = build(&[ty.clone()], |g, x| vec![add(g, Op::Unary(unary), &[x[0]])]);
+        let graph = build(std::slice::from_ref(&ty), |g, x| vec![add(g, Op::Unary(unary), &[x[0]])]);
         let (low, high) = domain(unary);
-        check(unary.name(), &graph, &[random.array(&ty, low, high)], &[0]);
+        check(unary.name(), &graph, &[array(&mut random, &ty, low, high)], &[0]);
     }
 }
 
 #[test]
 fn binary_functions() {
-    let mut random = Random(2);
+    let mut random = Random::new(2);
     for binary in Binary::ALL {
         if matches!(binary, Binary::And | Binary::Or | Binary::Xor) {
             continue;
@@ -50,7 +50,7 @@ fn binary_functions() {
                 let divisors = [2.1, 1.7, -2.4, -3.1, 1.3, 2.9, 1.1];
                 [Array::from_f64s(ty.clone(), &parts), Array::from_f64s(ty, &divisors)]
             }
-            _ => [random.array(&ty, 0.5, 2.0), random.array(&ty, 2.1, 3.0)],
+            _ => [array(&mut random, &ty, 0.5, 2.0), array(&mut random, &ty, 2.1, 3.0)],
         };
         check(binary.name(), &graph, &inputs, &[0, 1]);
         let swapped = build(&[inputs[0].ty().clone(), inputs[0].ty().clone()], |g, x| {
@@ -99,12 +99,12 @@ fn powers_at_zero() {
 #[test]
 fn kinks_and_hidden_sides_are_exactly_zero() {
     let ty = f64s(&[2]);
-    let absolute = build(&[ty.clone()], |g, x| vec![add(g, Op::Unary(Unary::Abs), &[x[0]])]);
+    let absolute = build(std::slice::from_ref(&ty), |g, x| vec![add(g, Op::Unary(Unary::Abs), &[x[0]])]);
     let inputs = [Array::from_f64s(ty.clone(), &[0.0, -2.0]), Array::from_f64s(ty.clone(), &[5.0, 5.0])];
     assert_eq!(evaluate(&gradient(&absolute, &[0]), &inputs)[0].to_f64s(), [0.0, -5.0]);
 
     // The side that is not shown has an infinite value and a cotangent that must not become NaN.
-    let hidden = build(&[ty.clone()], |g, x| {
+    let hidden = build(std::slice::from_ref(&ty), |g, x| {
         let limit = g.splat(&f64s(&[2]), 10.0).unwrap();
         let shown = add(g, Op::Compare(Compare::Lt), &[x[0], limit]);
         let exp = add(g, Op::Unary(Unary::Exp), &[x[0]]);
@@ -127,32 +127,32 @@ fn moving_elements() {
         (vec![2, 3, 2], Op::Reverse { axes: vec![0, 2] }),
         (vec![4], Op::StopGradient),
     ];
-    let mut random = Random(3);
+    let mut random = Random::new(3);
     for (shape, op) in ops {
         let ty = f64s(&shape);
         // Squared, so that second derivatives show too.
-        let graph = build(&[ty.clone()], |g, x| {
+        let graph = build(std::slice::from_ref(&ty), |g, x| {
             let square = add(g, Op::Binary(Binary::Mul), &[x[0], x[0]]);
             vec![add(g, op.clone(), &[square])]
         });
         if matches!(op, Op::StopGradient) {
             let zero = evaluate(
                 &gradient(&graph, &[0]),
-                &[random.array(&ty, -1.0, 1.0), random.array(&ty, 1.0, 2.0)],
+                &[array(&mut random, &ty, -1.0, 1.0), array(&mut random, &ty, 1.0, 2.0)],
             );
             assert_eq!(zero[0].to_f64s(), [0.0; 4]);
             continue;
         }
-        check(&op.name(), &graph, &[random.array(&ty, -1.0, 1.0)], &[0]);
+        check(&op.name(), &graph, &[array(&mut random, &ty, -1.0, 1.0)], &[0]);
     }
 }
 
 #[test]
 fn joining_and_padding() {
-    let mut random = Random(4);
+    let mut random = Random::new(4);
     let types = [f64s(&[2, 3]), f64s(&[2, 1]), f64s(&[2, 2])];
     let graph = build(&types, |g, x| vec![add(g, Op::Concatenate { axis: 1 }, &[x[0], x[1], x[2], x[0]])]);
-    let inputs: Vec<Array> = types.iter().map(|ty| random.array(ty, -1.0, 1.0)).collect();
+    let inputs: Vec<Array> = types.iter().map(|ty| array(&mut random, ty, -1.0, 1.0)).collect();
     check("concatenate", &graph, &inputs, &[0, 1, 2]);
 
     let types = [f64s(&[3, 2]), f64s(&[])];
@@ -161,19 +161,20 @@ fn joining_and_padding() {
         let square = add(g, Op::Binary(Binary::Mul), &[x[1], x[1]]);
         vec![add(g, pad, &[x[0], square])]
     });
-    let inputs: Vec<Array> = types.iter().map(|ty| random.array(ty, -1.0, 1.0)).collect();
+    let inputs: Vec<Array> = types.iter().map(|ty| array(&mut random, ty, -1.0, 1.0)).collect();
     check("pad", &graph, &inputs, &[0, 1]);
 }
 
 #[test]
 fn reductions() {
-    let mut random = Random(5);
+    let mut random = Random::new(5);
     for kind in Reduction::ALL {
         for axes in [vec![], vec![1], vec![0, 2], vec![0, 1, 2]] {
             let ty = f64s(&[2, 5, 3]);
-            let graph =
-                build(&[ty.clone()], |g, x| vec![add(g, Op::Reduce { kind, axes: axes.clone() }, &[x[0]])]);
-            check(kind.name(), &graph, &[random.array(&ty, 0.5, 1.5)], &[0]);
+            let graph = build(std::slice::from_ref(&ty), |g, x| {
+                vec![add(g, Op::Reduce { kind, axes: axes.clone() }, &[x[0]])]
+            });
+            check(kind.name(), &graph, &[array(&mut random, &ty, 0.5, 1.5)], &[0]);
         }
     }
 }
@@ -181,7 +182,7 @@ fn reductions() {
 #[test]
 fn products_with_zeros() {
     let ty = f64s(&[3, 5]);
-    let graph = build(&[ty.clone()], |g, x| {
+    let graph = build(std::slice::from_ref(&ty), |g, x| {
         vec![add(g, Op::Reduce { kind: Reduction::Prod, axes: vec![1] }, &[x[0]])]
     });
     let elements = [2.0, -1.0, 0.0, 3.0, 0.5, 0.0, 1.5, 0.0, 2.0, 1.0, 1.0, 0.0, 0.0, 0.0, 2.0];
@@ -191,7 +192,7 @@ fn products_with_zeros() {
 #[test]
 fn ties_of_reductions_share() {
     let ty = f64s(&[4]);
-    let graph = build(&[ty.clone()], |g, x| {
+    let graph = build(std::slice::from_ref(&ty), |g, x| {
         vec![add(g, Op::Reduce { kind: Reduction::Max, axes: vec![0] }, &[x[0]])]
     });
     let inputs = [Array::from_f64s(ty, &[1.0, 7.0, 7.0, 2.0]), Array::from_f64s(f64s(&[]), &[3.0])];
@@ -229,18 +230,18 @@ fn dots() {
             },
         ),
     ];
-    let mut random = Random(6);
+    let mut random = Random::new(6);
     for (left, right, axes) in cases {
         let types = [f64s(&left), f64s(&right)];
         let graph = build(&types, |g, x| vec![add(g, Op::Dot(axes.clone()), &[x[0], x[1]])]);
-        let inputs: Vec<Array> = types.iter().map(|ty| random.array(ty, -1.0, 1.0)).collect();
+        let inputs: Vec<Array> = types.iter().map(|ty| array(&mut random, ty, -1.0, 1.0)).collect();
         check("dot", &graph, &inputs, &[0, 1]);
     }
 }
 
 #[test]
 fn gathers_and_scatters() {
-    let mut random = Random(7);
+    let mut random = Random::new(7);
     let index = Type::new(DType::I32, [5]);
     let rows = Array::from_i64s(index.clone(), &[0, 3, -1, 3, 1]);
     let columns = Array::from_i64s(index.clone(), &[2, 0, 1, 0, -2]);
@@ -249,7 +250,7 @@ fn gathers_and_scatters() {
         let square = add(g, Op::Binary(Binary::Mul), &[x[0], x[0]]);
         vec![add(g, Op::Gather, &[square, x[1], x[2]]), add(g, Op::Gather, &[square, x[1]])]
     });
-    let inputs = [random.array(&ty, -1.0, 1.0), rows.clone(), columns.clone()];
+    let inputs = [array(&mut random, &ty, -1.0, 1.0), rows.clone(), columns.clone()];
     check("gather", &graph, &inputs, &[0]);
 
     let updates = f64s(&[5, 2]);
@@ -257,12 +258,12 @@ fn gathers_and_scatters() {
         let square = add(g, Op::Binary(Binary::Mul), &[x[0], x[0]]);
         vec![add(g, Op::ScatterAdd { shape: vec![4, 3, 2] }, &[square, x[1], x[2]])]
     });
-    check("scatter_add", &graph, &[random.array(&updates, -1.0, 1.0), rows, columns], &[0]);
+    check("scatter_add", &graph, &[array(&mut random, &updates, -1.0, 1.0), rows, columns], &[0]);
 }
 
 #[test]
 fn selects_and_casts() {
-    let mut random = Random(8);
+    let mut random = Random::new(8);
     let ty = f64s(&[6]);
     let graph = build(&[ty.clone(), ty.clone()], |g, x| {
         let condition = Literal::from_scalars(
@@ -278,14 +279,14 @@ fn selects_and_casts() {
         let sum = add(g, Op::Binary(Binary::Add), &[wide, steps]);
         vec![add(g, Op::Select, &[condition, sum, x[1]]), whole]
     });
-    let inputs = [random.array(&ty, 0.1, 0.9), random.array(&ty, 0.1, 0.9)];
+    let inputs = [array(&mut random, &ty, 0.1, 0.9), array(&mut random, &ty, 0.1, 0.9)];
     check("select and cast", &graph, &inputs, &[0, 1]);
 }
 
 #[test]
 fn inputs_are_independent_variables() {
     let ty = f64s(&[3]);
-    let mut graph = build(&[ty.clone()], |g, x| {
+    let mut graph = build(std::slice::from_ref(&ty), |g, x| {
         let square = add(g, Op::Binary(Binary::Mul), &[x[0], x[0]]);
         let product = add(g, Op::Binary(Binary::Mul), &[square, x[0]]);
         vec![square, product]
@@ -303,7 +304,7 @@ fn inputs_are_independent_variables() {
 #[test]
 fn a_long_chain_takes_linear_time_and_no_stack() {
     let ty = f64s(&[]);
-    let graph = build(&[ty.clone()], |g, x| {
+    let graph = build(std::slice::from_ref(&ty), |g, x| {
         let mut y = x[0];
         for _ in 0..50_000 {
             let half = add(g, Op::Binary(Binary::Mul), &[y, x[0]]);
@@ -313,8 +314,8 @@ fn a_long_chain_takes_linear_time_and_no_stack() {
     });
     let chain = gradient(&graph, &[0]);
     assert!(chain.nodes().len() < 10 * graph.nodes().len());
-    let mut random = Random(9);
-    let short = build(&[ty.clone()], |g, x| {
+    let mut random = Random::new(9);
+    let short = build(std::slice::from_ref(&ty), |g, x| {
         let mut y = x[0];
         for _ in 0..20 {
             let half = add(g, Op::Binary(Binary::Mul), &[y, x[0]]);
@@ -322,5 +323,5 @@ fn a_long_chain_takes_linear_time_and_no_stack() {
         }
         vec![y]
     });
-    check_first("chain", &short, &[random.array(&ty, 0.8, 1.2)], &[0], &mut random);
+    check_first("chain", &short, &[array(&mut random, &ty, 0.8, 1.2)], &[0], &mut random);
 }

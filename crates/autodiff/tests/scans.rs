@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{Random, add, build, check, check_first, evaluate, f64s, gradient};
+use common::{Random, add, array, build, check, check_first, evaluate, f64s, gradient};
 use tilewright_interp::Array;
 use tilewright_ir::{
     AssociativeScan, Binary, Compare, DType, DotAxes, Graph, Op, Reduction, Type, Unary, Value,
@@ -46,7 +46,7 @@ fn recurrence(g: &mut Graph, l: &[Value], r: &[Value]) -> Vec<Value> {
 }
 
 fn inputs(types: &[Type], random: &mut Random) -> Vec<Array> {
-    types.iter().map(|ty| random.array(ty, -1.2, 1.2)).collect()
+    types.iter().map(|ty| array(random, ty, -1.2, 1.2)).collect()
 }
 
 /// The scans of a graph, in order.
@@ -60,7 +60,7 @@ fn scans(graph: &Graph) -> Vec<&AssociativeScan> {
 
 #[test]
 fn linear_recurrence_with_a_loss_on_one_leaf() {
-    let mut random = Random(1);
+    let mut random = Random::new(1);
     for (shape, axis) in [(vec![1], 0), (vec![2], 0), (vec![5], 0), (vec![17, 2], 0), (vec![2, 3, 2], 1)] {
         for reverse in [false, true] {
             for shown in [vec![0], vec![1], vec![0, 1]] {
@@ -90,7 +90,7 @@ fn adjoint_of_the_linear_recurrence_has_two_leaves() {
 
 #[test]
 fn sums_products_and_extrema() {
-    let mut random = Random(2);
+    let mut random = Random::new(2);
     for binary in [Binary::Add, Binary::Mul, Binary::Max, Binary::Min] {
         let types = [f64s(&[2, 7])];
         let graph =
@@ -104,7 +104,7 @@ fn sums_products_and_extrema() {
 
 #[test]
 fn tuple_of_independent_leaves() {
-    let mut random = Random(3);
+    let mut random = Random::new(3);
     let types = [f64s(&[6, 2]), f64s(&[6])];
     let graph =
         scan(&types, &[], 0, true, &[0, 1], |g, l, r, _| vec![sum(g, l[0], r[0]), mul(g, l[1], r[1])]);
@@ -135,7 +135,7 @@ fn softmax(g: &mut Graph, l: &[Value], r: &[Value]) -> Vec<Value> {
 
 #[test]
 fn log_sum_exp_and_online_softmax() {
-    let mut random = Random(4);
+    let mut random = Random::new(4);
     let types = [f64s(&[2, 6]), f64s(&[2, 6])];
     let graph = scan(&types, &[], 1, false, &[1], |g, l, r, _| softmax(g, l, r));
     check("log-sum-exp", &graph, &inputs(&types, &mut random), &[0, 1]);
@@ -154,7 +154,7 @@ fn log_sum_exp_and_online_softmax() {
 
 #[test]
 fn complex_recurrence_as_pairs() {
-    let mut random = Random(5);
+    let mut random = Random::new(5);
     let types = [f64s(&[6, 2]), f64s(&[6, 2]), f64s(&[6, 2]), f64s(&[6, 2])];
     let product = |g: &mut Graph, x: [Value; 2], y: [Value; 2]| {
         let (ac, bd) = (mul(g, x[0], y[0]), mul(g, x[1], y[1]));
@@ -183,7 +183,7 @@ fn matmul(g: &mut Graph, x: Value, y: Value, batch: usize) -> Value {
 
 #[test]
 fn matrix_products() {
-    let mut random = Random(6);
+    let mut random = Random::new(6);
     for (shape, axis, batch, right_first) in
         [(vec![5, 2, 2], 0, 0, true), (vec![5, 2, 2], 0, 0, false), (vec![2, 4, 3, 3], 1, 1, true)]
     {
@@ -203,7 +203,7 @@ fn matrix_products() {
 #[test]
 fn affine_maps_of_vectors() {
     // (A, b) with A a matrix and b a vector: two leaves of different rank, neither element-wise.
-    let mut random = Random(7);
+    let mut random = Random::new(7);
     let types = [f64s(&[4, 2, 2]), f64s(&[4, 2])];
     for shown in [vec![1], vec![0, 1]] {
         let graph = scan(&types, &[], 0, false, &shown, |g, l, r, _| {
@@ -219,7 +219,7 @@ fn affine_maps_of_vectors() {
 #[test]
 fn whole_slice_dependence() {
     // Each element of the state depends on the sum of all: neither aligned nor a plain product.
-    let mut random = Random(8);
+    let mut random = Random::new(8);
     let types = [f64s(&[4, 3]), f64s(&[4, 3])];
     let graph = scan(&types, &[], 0, false, &[0, 1], |g, l, r, _| {
         let total = add(g, Op::Reduce { kind: Reduction::Sum, axes: vec![0] }, &[l[1]]);
@@ -233,7 +233,7 @@ fn whole_slice_dependence() {
 #[test]
 fn broadcast_leaves_of_a_state_space() {
     // a [b, n] decays h [b, d, n].
-    let mut random = Random(9);
+    let mut random = Random::new(9);
     let types = [f64s(&[2, 5, 2]), f64s(&[2, 5, 3, 2])];
     for shown in [vec![1], vec![0, 1]] {
         let graph = scan(&types, &[], 1, false, &shown, |g, l, r, _| {
@@ -247,7 +247,7 @@ fn broadcast_leaves_of_a_state_space() {
 
 #[test]
 fn captured_gate() {
-    let mut random = Random(10);
+    let mut random = Random::new(10);
     let types = [f64s(&[6, 3]), f64s(&[6, 3])];
     let captures = [f64s(&[3]), f64s(&[])];
     let graph = scan(&types, &captures, 0, false, &[1], |g, l, r, c| {
@@ -267,7 +267,7 @@ fn captured_gate() {
 #[test]
 fn captured_matrix() {
     // y H with a captured H: its gradient is one product over all positions, not a matrix for each.
-    let mut random = Random(11);
+    let mut random = Random::new(11);
     let types = [f64s(&[5, 3])];
     let captures = [f64s(&[3, 3])];
     let graph = scan(&types, &captures, 0, false, &[0], |g, l, r, c| {
@@ -285,14 +285,14 @@ fn captured_matrix() {
 #[test]
 fn integer_leaves_take_part() {
     // Running arg-max: the index carries no gradient but follows the value.
-    let mut random = Random(12);
+    let mut random = Random::new(12);
     let types = [f64s(&[7]), Type::new(DType::I64, [7])];
     let graph = scan(&types, &[], 0, false, &[0, 1], |g, l, r, _| {
         let keep = add(g, Op::Compare(Compare::Ge), &[l[0], r[0]]);
         vec![add(g, Op::Select, &[keep, l[0], r[0]]), add(g, Op::Select, &[keep, l[1], r[1]])]
     });
     let positions = Array::from_i64s(types[1].clone(), &[0, 1, 2, 3, 4, 5, 6]);
-    check("arg-max", &graph, &[random.array(&types[0], -1.0, 1.0), positions], &[0]);
+    check("arg-max", &graph, &[array(&mut random, &types[0], -1.0, 1.0), positions], &[0]);
 
     // Segments: a flag cuts the sum.
     let types = [Type::new(DType::Bool, [7]), f64s(&[7])];
@@ -302,15 +302,15 @@ fn integer_leaves_take_part() {
             vec![add(g, Op::Binary(Binary::Or), &[l[0], r[0]]), add(g, Op::Select, &[r[0], r[1], product])]
         });
         let flags = Array::from_i64s(types[0].clone(), &[0, 0, 1, 0, 0, 1, 0]);
-        check("segments", &graph, &[flags, random.array(&types[1], -1.0, 1.0)], &[1]);
+        check("segments", &graph, &[flags, array(&mut random, &types[1], -1.0, 1.0)], &[1]);
     }
 }
 
 #[test]
 fn scans_of_scans_and_no_positions() {
-    let mut random = Random(13);
+    let mut random = Random::new(13);
     let ty = f64s(&[4, 3]);
-    let graph = build(&[ty.clone()], |g, x| {
+    let graph = build(std::slice::from_ref(&ty), |g, x| {
         let cumulative = |g: &mut Graph, x: Value, axis: usize| {
             let slice = f64s(&without(&[4, 3], axis));
             let combine = build(&[slice.clone(), slice], |g, x| vec![mul(g, x[0], x[1])]);
@@ -320,7 +320,7 @@ fn scans_of_scans_and_no_positions() {
         let rows = cumulative(g, x[0], 0);
         vec![cumulative(g, rows, 1)]
     });
-    check("scan of scan", &graph, &[random.array(&ty, 0.5, 1.5)], &[0]);
+    check("scan of scan", &graph, &[array(&mut random, &ty, 0.5, 1.5)], &[0]);
 
     let types = [f64s(&[2, 0]), f64s(&[2, 0])];
     let graph = scan(&types, &[], 1, false, &[0, 1], |g, l, r, _| recurrence(g, l, r));

@@ -4,30 +4,14 @@
 #![allow(dead_code, reason = "each test file uses a part")]
 
 use tilewright_autodiff::{forward, reverse};
+pub use tilewright_generate::Random;
 use tilewright_interp::{Array, Precision, run};
 use tilewright_ir::{DType, Graph, Op, Type, Value, verify};
 
-/// SplitMix64.
-pub struct Random(pub u64);
-
-impl Random {
-    pub fn bits(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    /// Uniform in [low, high).
-    pub fn uniform(&mut self, low: f64, high: f64) -> f64 {
-        low + (high - low) * (self.bits() >> 11) as f64 / (1u64 << 53) as f64
-    }
-
-    pub fn array(&mut self, ty: &Type, low: f64, high: f64) -> Array {
-        let elements: Vec<f64> = (0..ty.elements()).map(|_| self.uniform(low, high)).collect();
-        Array::from_f64s(ty.clone(), &elements)
-    }
+/// A float array with elements in `low..high`.
+pub fn array(random: &mut Random, ty: &Type, low: f64, high: f64) -> Array {
+    let elements: Vec<f64> = (0..ty.elements()).map(|_| random.float(low, high)).collect();
+    Array::from_f64s(ty.clone(), &elements)
 }
 
 pub fn f64s(shape: &[usize]) -> Type {
@@ -79,7 +63,7 @@ pub fn dot(x: &[Array], y: &[Array]) -> f64 {
 }
 
 fn random_like(types: Vec<&Type>, random: &mut Random) -> Vec<Array> {
-    types.into_iter().map(|ty| random.array(ty, -1.0, 1.0)).collect()
+    types.into_iter().map(|ty| array(random, ty, -1.0, 1.0)).collect()
 }
 
 fn floats(arrays: Vec<Array>) -> Vec<Array> {
@@ -145,7 +129,7 @@ pub fn check_forward(
 
 /// First derivatives in both modes, and second derivatives in both modes.
 pub fn check(name: &str, graph: &Graph, inputs: &[Array], wrt: &[usize]) {
-    let mut random = Random(0x5eed);
+    let mut random = Random::new(0x5eed);
     check_first(name, graph, inputs, wrt, &mut random);
     let first = gradient(graph, wrt);
     let outputs = floats(evaluate(graph, inputs));
