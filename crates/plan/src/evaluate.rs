@@ -7,7 +7,7 @@
 use half::{bf16, f16};
 use tilewright_ir::{Binary, Compare, DType, Scalar, Unary};
 
-use crate::Kind;
+use crate::{Kind, Operation, Program, Register};
 
 /// The value that a register of `kind` holds after `value` is put into it: rounded, wrapped or tested.
 pub fn hold(value: Scalar, kind: Kind) -> Scalar {
@@ -170,4 +170,38 @@ pub fn round(dtype: DType, x: Scalar) -> Scalar {
 pub fn position(index: i64, extent: usize) -> Option<usize> {
     let counted = if index < 0 { index.checked_add(extent as i64)? } else { index };
     (0..extent as i64).contains(&counted).then_some(counted as usize)
+}
+
+/// The results of a program for one element: `load` gives the element of a table at some indices,
+/// `random_bits` the bits for a key and a counter.
+pub fn run(
+    program: &Program,
+    inputs: &[Scalar],
+    mut load: impl FnMut(usize, &[i64]) -> Scalar,
+    random_bits: impl Fn(i64, i64) -> i32,
+) -> Vec<Scalar> {
+    let mut values: Vec<Scalar> = Vec::with_capacity(program.instructions.len());
+    for instruction in &program.instructions {
+        let kind = instruction.kind;
+        let value = |register: &Register| values[register.index()];
+        values.push(match &instruction.operation {
+            Operation::Input(number) => inputs[*number],
+            Operation::Constant(value) => *value,
+            Operation::Unary(function, x) => unary(*function, kind, value(x)),
+            Operation::Binary(function, x, y) => binary(*function, kind, value(x), value(y)),
+            Operation::Compare(comparison, x, y) => Scalar::Bool(compare(*comparison, value(x), value(y))),
+            Operation::Select(condition, x, y) => value(if value(condition).to_bool() { x } else { y }),
+            Operation::Cast(x) => hold(value(x), kind),
+            Operation::Round(dtype, x) => round(*dtype, value(x)),
+            Operation::Load(table, indices) => {
+                let indices: Vec<i64> = indices.iter().map(|index| value(index).to_i64()).collect();
+                load(*table, &indices)
+            }
+            Operation::RandomBits(key, counter) => {
+                let bits = random_bits(value(key).to_i64(), value(counter).to_i64());
+                Scalar::Integer(bits.into())
+            }
+        });
+    }
+    program.results.iter().map(|register| values[register.index()]).collect()
 }

@@ -90,39 +90,15 @@ fn map(mask: Program, lengths: (usize, usize), blocks: (usize, usize), tables: V
 
 /// The mask at one pair, by the definition of each instruction.
 fn at(program: &Program, pair: [usize; 4], tables: &[(&[i32], &[usize])]) -> bool {
-    let mut values: Vec<Scalar> = Vec::new();
-    for instruction in &program.instructions {
-        let value = |register: &Register| values[register.index()];
-        let kind = instruction.kind;
-        let result = match &instruction.operation {
-            Operation::Input(i) => Scalar::Integer(pair[*i] as i64),
-            Operation::Constant(value) => *value,
-            Operation::Unary(function, x) => evaluate::unary(*function, kind, value(x)),
-            Operation::Binary(function, x, y) => evaluate::binary(*function, kind, value(x), value(y)),
-            Operation::Compare(comparison, x, y) => {
-                Scalar::Bool(evaluate::compare(*comparison, value(x), value(y)))
-            }
-            Operation::Select(c, x, y) => {
-                if value(c).to_bool() {
-                    value(x)
-                } else {
-                    value(y)
-                }
-            }
-            Operation::Cast(x) => evaluate::hold(value(x), kind),
-            Operation::Round(dtype, x) => evaluate::round(*dtype, value(x)),
-            Operation::Load(table, indices) => {
-                let (data, shape) = tables[*table];
-                let place = indices.iter().zip(shape).fold(0, |place, (index, &extent)| {
-                    place * extent + evaluate::position(value(index).to_i64(), extent).expect("in range")
-                });
-                Scalar::Integer(data[place].into())
-            }
-            Operation::RandomBits(..) => unreachable!("not in a mask"),
-        };
-        values.push(result);
-    }
-    values[program.results[0].index()].to_bool()
+    let load = |table: usize, indices: &[i64]| {
+        let (data, shape) = tables[table];
+        let place = indices.iter().zip(shape).fold(0, |place, (&index, &extent)| {
+            place * extent + evaluate::position(index, extent).expect("in range")
+        });
+        Scalar::Integer(data[place].into())
+    };
+    let pair = pair.map(|i| Scalar::Integer(i as i64));
+    evaluate::run(program, &pair, load, |_, _| unreachable!("no mask is random"))[0].to_bool()
 }
 
 /// Asserts that a map is what evaluating its mask at every pair says.

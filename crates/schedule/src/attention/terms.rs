@@ -178,8 +178,11 @@ fn find_key(
     (key, reason, indices)
 }
 
+/// An element that may differ from zero: where it is, and its value.
+type Place = (Vec<Register>, Register);
+
 /// The elements of a value that may differ from zero, each with its index; the value is their sum.
-fn places(lowering: &mut Lowering, value: Value) -> Result<Vec<(Vec<Register>, Register)>> {
+fn places(lowering: &mut Lowering, value: Value) -> Result<Vec<Place>> {
     if let Some(places) = sparse(lowering, value)? {
         return Ok(places);
     }
@@ -190,7 +193,7 @@ fn places(lowering: &mut Lowering, value: Value) -> Result<Vec<(Vec<Register>, R
 }
 
 /// [`places`] of a value that is made by scattering or padding; none for any other.
-fn sparse(lowering: &mut Lowering, value: Value) -> Result<Option<Vec<(Vec<Register>, Register)>>> {
+fn sparse(lowering: &mut Lowering, value: Value) -> Result<Option<Vec<Place>>> {
     let region = lowering.region();
     let Some(node) = region.producer(value) else { return Ok(None) };
     let (dtype, shape) = (region.ty(value).dtype, &region.ty(value).shape);

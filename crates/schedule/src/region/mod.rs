@@ -8,6 +8,9 @@
 //! A gather's index reaches the load of a captured table untouched, and is checked there when the program
 //! runs. An index into an array that the region itself computes is clamped to it.
 
+#[cfg(test)]
+mod tests;
+
 use std::collections::HashMap;
 
 use tilewright_ir::{
