@@ -31,6 +31,7 @@ use crate::access::{Access, Affine};
 use crate::elementwise::is_expensive;
 use crate::emit::reduced_axes;
 use crate::normalise::Normal;
+use crate::simplify::live;
 
 /// Members of a cluster at most; bounds the time of fusing and the size of a program.
 const MEMBERS: usize = 96;
@@ -177,22 +178,6 @@ pub(crate) fn fuse(normal: &Normal) -> Fusion {
     Fusion { steps, stored: fuser.stored, made }
 }
 
-/// The nodes that a result needs.
-fn live(graph: &Graph) -> Vec<bool> {
-    let mut wanted = vec![false; graph.value_count()];
-    for result in graph.results() {
-        wanted[result.index()] = true;
-    }
-    let mut live = vec![false; graph.nodes().len()];
-    for (number, node) in graph.nodes().iter().enumerate().rev() {
-        live[number] = node.results.iter().any(|result| wanted[result.index()]);
-        if live[number] {
-            node.operands.iter().for_each(|operand| wanted[operand.index()] = true);
-        }
-    }
-    live
-}
-
 /// Whether the operation has a kernel of its own.
 fn is_single(op: &Op) -> bool {
     match op {
@@ -255,9 +240,11 @@ impl<'a> Fuser<'a> {
             if !self.is_computed(node) {
                 continue;
             }
-            if let Op::Constant(literal) = &node.op {
-                self.stored[node.results[0].index()] |= literal.splat().is_none();
-            }
+            self.stored[node.results[0].index()] |= match &node.op {
+                Op::Constant(literal) => literal.splat().is_none(),
+                Op::FlexAttention(_) => true,
+                _ => false,
+            };
             for (number, &operand) in node.operands.iter().enumerate() {
                 let access = &self.accesses[operand.index()];
                 self.uses[access.base.index()] += 1;

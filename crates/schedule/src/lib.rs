@@ -19,6 +19,8 @@ mod normalise;
 mod operand;
 pub(crate) mod region;
 mod scan;
+mod simplify;
 
 pub use lower::{Layout, lower};
 pub(crate) use operand::Operand;
+pub use simplify::simplify;

@@ -8,7 +8,7 @@ use crate::access::Affine;
 use crate::arrays::{Arrays, reach};
 use crate::fuse::{Fusion, Step, fuse};
 use crate::normalise::normalise;
-use crate::{Operand, buffers, contraction, emit};
+use crate::{Operand, attention, buffers, contraction, emit};
 
 /// How an input lies in the bytes that it is given in.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -51,7 +51,7 @@ pub fn lower(graph: &Graph, inputs: &[Layout]) -> Result<Plan> {
             }
         }
     }
-    let mut block_maps = ();
+    let mut block_maps = attention::BlockMaps::default();
     let mut kernels = Vec::new();
     for (number, step) in steps.iter().enumerate() {
         match step {
@@ -59,7 +59,7 @@ pub fn lower(graph: &Graph, inputs: &[Layout]) -> Result<Plan> {
             Step::Single(node) => kernels.extend(single(&arrays, *node, &mut block_maps)?),
         }
     }
-    let mut plan = Plan { buffers: arrays.buffers, kernels, block_maps: 0, arena_bytes: 0 };
+    let mut plan = Plan { buffers: arrays.buffers, kernels, block_maps: block_maps.count(), arena_bytes: 0 };
     buffers::place(&mut plan);
     Ok(plan)
 }
@@ -75,7 +75,7 @@ fn input_elements(number: usize, layout: &Layout, shape: &[usize]) -> Result<usi
 }
 
 /// The kernels of an operation that is not fused.
-fn single(arrays: &Arrays, id: NodeId, block_maps: &mut ()) -> Result<Vec<Kernel>> {
+fn single(arrays: &Arrays, id: NodeId, block_maps: &mut attention::BlockMaps) -> Result<Vec<Kernel>> {
     let node = arrays.graph.node(id);
     let operands = || -> Vec<Operand> { node.operands.iter().map(|&value| arrays.operand(value)).collect() };
     let results = || -> Vec<Option<View>> {
@@ -91,10 +91,13 @@ fn single(arrays: &Arrays, id: NodeId, block_maps: &mut ()) -> Result<Vec<Kernel
         }
         Op::Concatenate { axis } => Ok(concatenate(arrays, *axis, &node.operands, node.results[0])),
         Op::Pad { low, interior, .. } => Ok(pad(arrays, low, interior, &node.operands, node.results[0])),
-        Op::FlexAttention(_) | Op::FlexAttentionBackward(_) | Op::AssociativeScan(_) => {
-            let _ = (operands(), results(), &block_maps);
-            Err(Error::argument("program", "higher-order operations are not lowered yet"))
+        Op::FlexAttention(attention) => {
+            attention::lower_forward(attention, &operands(), &results(), block_maps, origin)
         }
+        Op::FlexAttentionBackward(attention) => {
+            attention::lower_backward(attention, &operands(), &results(), block_maps, origin)
+        }
+        Op::AssociativeScan(_) => Err(Error::argument("program", "scans are not lowered yet")),
         Op::Constant(_)
         | Op::Iota { .. }
         | Op::Unary(_)

@@ -5,7 +5,7 @@ mod support;
 use tilewright_generate::{Config, random_graph, random_inputs};
 use tilewright_interp::{Array, Precision};
 use tilewright_ir::{DType, Graph, Scalar};
-use tilewright_schedule::{Layout, lower};
+use tilewright_schedule::{Layout, lower, simplify};
 
 /// Root mean square of the difference beside that of the golden values, or of 1 where they are small.
 fn relative_error(golden: &[f64], other: &[f64]) -> f64 {
@@ -18,9 +18,24 @@ fn relative_error(golden: &[f64], other: &[f64]) -> f64 {
 fn check(graph: &Graph, layouts: &[Layout], memory: &[Vec<Scalar>], inputs: &[Array], label: &str) {
     let exact = tilewright_interp::run(graph, inputs, Precision::Exact).expect("a sound program");
     let typed = tilewright_interp::run(graph, inputs, Precision::Typed).expect("a sound program");
+    let simplified = simplify(graph).unwrap_or_else(|error| panic!("{label}: {error}\n{graph}"));
+    tilewright_ir::verify(&simplified).unwrap_or_else(|error| panic!("{label}: {error}\n{graph}"));
+    for graph in [graph, &simplified] {
+        compare(graph, layouts, memory, &exact, &typed, label);
+    }
+}
+
+fn compare(
+    graph: &Graph,
+    layouts: &[Layout],
+    memory: &[Vec<Scalar>],
+    exact: &[Array],
+    typed: &[Array],
+    label: &str,
+) {
     let plan = lower(graph, layouts).unwrap_or_else(|error| panic!("{label}: {error}\n{graph}"));
     let results = support::run(&plan, graph, memory);
-    for (i, ((golden, plain), found)) in exact.iter().zip(&typed).zip(&results).enumerate() {
+    for (i, ((golden, plain), found)) in exact.iter().zip(typed).zip(&results).enumerate() {
         let golden = golden.to_f64s();
         let allowed = 2.0 * relative_error(&golden, &plain.to_f64s()) + 1e-6;
         let allowed = if found.ty().dtype == DType::F64 { 1e-12 } else { allowed };
