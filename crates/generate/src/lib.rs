@@ -13,11 +13,13 @@ mod attention;
 mod graph;
 mod mask;
 mod random;
+mod scan;
 mod score;
 
 pub use attention::{random_attention, random_attention_of};
 pub use graph::{Config, random_graph};
 pub use random::Random;
+pub use scan::{random_scan, random_scan_of};
 
 use tilewright_interp::Array;
 use tilewright_ir::{DType, Graph, Type};

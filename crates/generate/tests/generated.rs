@@ -1,10 +1,10 @@
 //! What the generators promise: programs that verify, print, read back, run and stay well-conditioned.
 
 use tilewright_generate::{
-    Config, Random, random_attention, random_attention_of, random_graph, random_inputs,
+    Config, Random, random_attention, random_attention_of, random_graph, random_inputs, random_scan_of,
 };
 use tilewright_interp::{Array, Precision, run};
-use tilewright_ir::{Binary, Compare, DType, Graph, Reduction, Unary, parse, verify};
+use tilewright_ir::{Binary, Compare, DType, Graph, Op, Reduction, Unary, parse, verify};
 
 const PROGRAMS: u64 = 400;
 
@@ -81,6 +81,59 @@ fn attention_programs() {
     assert!(empty_rows > 100);
 }
 
+/// A fold by halves equals the fold in order that the interpreter does.
+#[test]
+fn scans_are_associative() {
+    for seed in 0..PROGRAMS {
+        let (graph, inputs) = random_scan_of(DType::F64, seed);
+        let (results, _) = check(&graph, &inputs, seed);
+        let Op::AssociativeScan(scan) = &graph.nodes()[0].op else { panic!("a scan") };
+        let (leaves, captures) = inputs.split_at(scan.leaves);
+        let length = leaves[0].ty().shape[scan.axis];
+        if length == 0 {
+            continue;
+        }
+        let position = |arrays: &[Array], at: usize| -> Vec<Array> {
+            arrays.iter().map(|array| slice(array, scan.axis, at)).collect()
+        };
+        let mut parts: Vec<Vec<Array>> = (0..length).map(|at| position(leaves, at)).collect();
+        if scan.reverse {
+            parts.reverse();
+        }
+        while parts.len() > 1 {
+            let combine = |pair: &[Vec<Array>]| match pair {
+                [left, right] => {
+                    let arguments = [left, right, captures].concat();
+                    run(&scan.combine, &arguments, Precision::Exact).unwrap()
+                }
+                _ => pair[0].clone(),
+            };
+            parts = parts.chunks(2).map(combine).collect();
+        }
+        let last = position(&results, if scan.reverse { 0 } else { length - 1 });
+        for (by_halves, in_order) in parts[0].iter().zip(&last) {
+            let error = relative_error(&in_order.to_f64s(), &by_halves.to_f64s());
+            assert!(error < 1e-12, "seed {seed}: error {error}\n{graph}");
+        }
+    }
+}
+
+/// The part of an array at one position of an axis.
+fn slice(array: &Array, axis: usize, at: usize) -> Array {
+    let shape = &array.ty().shape;
+    let inner: usize = shape[axis + 1..].iter().product();
+    let elements = array.to_f64s();
+    let part: Vec<f64> = elements
+        .chunks(inner.max(1))
+        .enumerate()
+        .filter(|(i, _)| i % shape[axis] == at)
+        .flat_map(|(_, block)| block.to_vec())
+        .collect();
+    let mut ty = array.ty().clone();
+    ty.shape.remove(axis);
+    Array::from_f64s(ty, &part)
+}
+
 /// The sum of the finite float results, each element with a weight, where the float inputs are moved by
 /// `step` in a random direction. Moved inputs are not rounded to their types: the graph is read as `f64`.
 fn weighted_sum(graph: &Graph, inputs: &[Array], step: f64) -> f64 {
@@ -122,6 +175,8 @@ fn differentiable_programs_have_slopes() {
         let graph = random_graph(seed, &config);
         check_smooth(&graph, &random_inputs(&graph, seed), seed);
         let (graph, inputs) = random_attention_of(DType::F64, seed);
+        check_smooth(&graph, &inputs, seed);
+        let (graph, inputs) = random_scan_of(DType::F64, seed);
         check_smooth(&graph, &inputs, seed);
     }
 }

@@ -44,7 +44,8 @@ fn typed_f32_is_the_machines_f32() {
         .map(|elements| Array::from_f64s(ty.clone(), &elements));
     let single = |array: &Array| array.to_f64s().into_iter().map(|x| x as f32).collect::<Vec<f32>>();
     let [x, y] = inputs.each_ref().map(single);
-    let functions: [(Binary, fn(f32, f32) -> f32); 4] = [
+    type Function = fn(f32, f32) -> f32;
+    let functions: [(Binary, Function); 4] = [
         (Binary::Add, |x, y| x + y),
         (Binary::Sub, |x, y| x - y),
         (Binary::Mul, |x, y| x * y),
