@@ -5,7 +5,7 @@ use tilewright_ir::{
     AssociativeScan, DType, DotAxes, Error, ErrorKind, Graph, Node, Op, Result, Type, Value,
 };
 
-use crate::emit::{Emit, inverse};
+use crate::emit::Emit;
 
 /// A value, and whether it has the leading axes in front of its own.
 type Batched = (Value, bool);
@@ -302,20 +302,4 @@ fn repeat(e: &mut Emit, node: &Node, leading: &[usize], operands: &[Batched]) ->
         results.push(e.reshape(stacked, &[leading, &own].concat())?);
     }
     Ok(results)
-}
-
-/// Moves `axis` to the front, where [`batch`] expects it.
-pub(crate) fn axis_to_front(e: &mut Emit, x: Value, axis: usize) -> Result<Value> {
-    let order = front(axis, e.graph.ty(x).rank());
-    e.transpose(x, &order)
-}
-
-/// Undoes [`axis_to_front`].
-pub(crate) fn axis_from_front(e: &mut Emit, x: Value, axis: usize) -> Result<Value> {
-    let order = front(axis, e.graph.ty(x).rank());
-    e.transpose(x, &inverse(&order))
-}
-
-fn front(axis: usize, rank: usize) -> Vec<usize> {
-    std::iter::once(axis).chain((0..rank).filter(|&other| other != axis)).collect()
 }

@@ -23,13 +23,15 @@ use crate::blocks::{self, Leaf};
 use crate::dependence::{Alignment, alignments, join, proper_axes};
 use crate::emit::Emit;
 use crate::forward::forward;
+use crate::insert::inserted;
 
 /// One step of a scan at every position at once: a graph `(left…, right…, capture…) -> leaf…` whose leaves
-/// have the scan axis in front.
+/// have the scan axis at `axis`.
 pub(crate) struct Steps<'a> {
     pub scan: &'a AssociativeScan,
     pub graph: Graph,
     pub length: usize,
+    pub axis: usize,
     pub arguments: Vec<Value>,
 }
 
@@ -48,7 +50,8 @@ enum Slot {
     Leaf(usize),
 }
 
-/// The cotangents λ of the states, from the cotangents of the results; leaves have the scan axis in front.
+/// The cotangents λ of the states, from the cotangents of the results; leaves have the scan axis
+/// where the steps have it.
 pub(crate) fn state_cotangents(
     e: &mut Emit,
     steps: &Steps,
@@ -75,7 +78,7 @@ pub(crate) fn state_cotangents(
                 Slot::Leaf(stored.len() - 1)
             }
             None => {
-                let shape = [&[steps.length], &structure.block_shape(i, j)[..]].concat();
+                let shape = inserted(&structure.block_shape(i, j), steps.length, steps.axis);
                 let zeros = e.zeros(&Type::new(structure.leaves[i].ty.dtype, shape))?;
                 stored.push(((i, j), zeros));
                 Slot::Leaf(stored.len() - 1)
@@ -93,13 +96,13 @@ pub(crate) fn state_cotangents(
     }
     for &leaf in &coupled {
         let ty = &structure.leaves[leaf].ty;
-        let ty = Type::new(ty.dtype, [&[steps.length], &ty.shape[..]].concat());
+        let ty = Type::new(ty.dtype, inserted(&ty.shape, steps.length, steps.axis));
         operands.push(cotangents[leaf].map_or_else(|| e.zeros(&ty), Ok)?);
     }
     let scan = AssociativeScan {
         combine: combine(e, &structure, &slots, &stored, &coupled)?,
         leaves: operands.len(),
-        axis: 0,
+        axis: steps.axis,
         reverse: !steps.scan.reverse,
     };
     let results = e.ops(Op::AssociativeScan(Box::new(scan)), &operands)?;
@@ -113,11 +116,11 @@ pub(crate) fn state_cotangents(
 /// What stands at the next position (in the scan's direction), 0 after the last.
 fn next(e: &mut Emit, steps: &Steps, x: Value) -> Result<Value> {
     if steps.scan.reverse {
-        let rest = e.slice_axis(x, 0, 0, steps.length - 1)?;
-        e.pad_axis(rest, 0, 1, 0)
+        let rest = e.slice_axis(x, steps.axis, 0, steps.length - 1)?;
+        e.pad_axis(rest, steps.axis, 1, 0)
     } else {
-        let rest = e.slice_axis(x, 0, 1, steps.length)?;
-        e.pad_axis(rest, 0, 0, 1)
+        let rest = e.slice_axis(x, steps.axis, 1, steps.length)?;
+        e.pad_axis(rest, steps.axis, 0, 1)
     }
 }
 
@@ -193,7 +196,7 @@ fn grow(blocks: &BTreeMap<(usize, usize), Alignment>) -> Option<BTreeMap<(usize,
     (grown != *blocks).then_some(grown)
 }
 
-/// The blocks of M at every position that do not vanish: [length] ++ block shape.
+/// The blocks of M at every position that do not vanish.
 fn columns(e: &mut Emit, steps: &Steps, structure: &Structure) -> Result<BTreeMap<(usize, usize), Value>> {
     let mut jacobian = steps.graph.clone();
     let parameters = jacobian.parameters().to_vec();
@@ -242,7 +245,8 @@ fn one_hot_columns(
     let mut hot = e.splat(&Type::new(DType::Bool, shape.clone()), true)?;
     for (axis, &mixed) in leaf.mixed.iter().enumerate() {
         let basis_position = e.op(Op::Iota { dtype: DType::I64, shape: shape.clone(), axis }, &[])?;
-        let axis = basis.len() + 1 + proper[mixed];
+        let own_axis = proper[mixed] + (proper[mixed] >= steps.axis) as usize;
+        let axis = basis.len() + own_axis;
         let position = e.op(Op::Iota { dtype: DType::I64, shape: shape.clone(), axis }, &[])?;
         let equal = e.compare(Compare::Eq, basis_position, position)?;
         hot = e.binary(Binary::And, hot, equal)?;

@@ -2,8 +2,13 @@
 //!
 //! Everything is a transformation of [`tilewright_ir::Graph`]s: derivatives are appended to the program as
 //! ordinary operations, so they are differentiated again, simplified and fused like any other. One rule per
-//! operation ([`rules`]) serves programs and regions alike; the operations that hold regions differentiate
-//! those with the same functions ([`attention`], [`scan`]).
+//! operation (`rules`) serves programs and regions alike; the operations that hold regions differentiate
+//! those with the same functions (`attention`, `scan`).
+//!
+//! What derivatives cost. Reverse mode is linear in the nodes. The gradient of attention is one operation
+//! that keeps nothing but the output and the log-sum-exp; its forward mode and its second derivatives are
+//! dense, with memory in the product of both lengths (`dense`). The gradient of a scan is another scan, in
+//! memory linear in its length (`scan`, `jacobian`), and so are all its further derivatives.
 
 #![forbid(unsafe_code)]
 
@@ -14,6 +19,7 @@ mod dense;
 mod dependence;
 mod emit;
 mod forward;
+mod insert;
 mod jacobian;
 mod reverse;
 mod rules;

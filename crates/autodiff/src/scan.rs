@@ -14,9 +14,10 @@
 
 use tilewright_ir::{AssociativeScan, Compare, DType, Graph, Node, Op, Result, Type, Value};
 
-use crate::batch::{axis_from_front, axis_to_front, batch, prune};
+use crate::batch::{batch, prune};
 use crate::emit::Emit;
 use crate::forward::forward;
+use crate::insert::{can_insert, insert_axis, inserted, with_axis};
 use crate::jacobian::{Steps, state_cotangents};
 use crate::reverse::pull_back;
 
@@ -34,29 +35,29 @@ pub(crate) fn vjp(
         let cotangent = |i: usize| cotangents.get(i).copied().flatten().filter(|_| wanted[i]);
         return Ok((0..wanted.len()).map(cotangent).collect());
     }
-    let elements = to_front(e, leaves, scan.axis)?;
-    let states = to_front(e, &node.results, scan.axis)?;
+    let batched: Vec<bool> = (0..scan.leaves + wanted.len()).map(|i| i < 2 * scan.leaves).collect();
+    let axis = if can_insert(&scan.combine, scan.axis, &batched) { scan.axis } else { 0 };
+    let arrange = |e: &mut Emit, x: Value| move_axis(e, x, scan.axis, axis);
     let mut arriving = Vec::new();
     for &cotangent in cotangents {
-        arriving.push(match cotangent {
-            Some(cotangent) => Some(axis_to_front(e, cotangent, scan.axis)?),
-            None => None,
-        });
+        arriving.push(cotangent.map(|cotangent| arrange(e, cotangent)).transpose()?);
     }
-    let mut arguments = Vec::new();
-    for (&element, &state) in elements.iter().zip(&states) {
-        arguments.push(previous(e, scan, state, element)?);
+    let mut previous_states = Vec::new();
+    let mut elements = Vec::new();
+    for (&element, &state) in leaves.iter().zip(&node.results) {
+        let (element, state) = (arrange(e, element)?, arrange(e, state)?);
+        previous_states.push(previous(e, scan, axis, state, element)?);
+        elements.push(element);
     }
-    arguments.extend(&elements);
-    arguments.extend(captures);
-    let steps = Steps { scan, graph: steps(e, scan, length)?, length, arguments };
+    let arguments = [&previous_states[..], &elements, captures].concat();
+    let steps = Steps { scan, graph: steps(e, scan, length, axis, &batched)?, length, axis, arguments };
 
     let states = state_cotangents(e, &steps, &arriving)?;
     let mut inner = Vec::new();
     for &state in &states {
         inner.push(match state {
             Some(state) => {
-                let first = is_first(e, scan, state)?;
+                let first = is_first(e, scan, axis, state)?;
                 Some(e.replace(first, 0.0, state)?)
             }
             None => None,
@@ -67,58 +68,72 @@ pub(crate) fn vjp(
     let mut gradients = pulled[scan.leaves..].to_vec();
     for i in (0..scan.leaves).filter(|&i| wanted[i]) {
         let Some(state) = states[i] else { continue };
-        let first = is_first(e, scan, state)?;
+        let first = is_first(e, scan, axis, state)?;
         let later = gradients[i].map_or_else(|| e.like(state, 0.0), Ok)?;
         gradients[i] = Some(e.select(first, state, later)?);
     }
     for gradient in gradients[..scan.leaves].iter_mut().flatten() {
-        *gradient = axis_from_front(e, *gradient, scan.axis)?;
+        *gradient = move_axis(e, *gradient, axis, scan.axis)?;
     }
     Ok(gradients)
 }
 
-fn to_front(e: &mut Emit, values: &[Value], axis: usize) -> Result<Vec<Value>> {
-    values.iter().map(|&value| axis_to_front(e, value, axis)).collect()
+/// `x` with its axis `from` moved to position `to`.
+fn move_axis(e: &mut Emit, x: Value, from: usize, to: usize) -> Result<Value> {
+    let mut order: Vec<usize> = (0..e.graph.ty(x).rank()).collect();
+    let axis = order.remove(from);
+    order.insert(to, axis);
+    e.transpose(x, &order)
 }
 
-/// Where the position along axis 0 is the scan's first, at every element of an array like `x`.
-fn is_first(e: &mut Emit, scan: &AssociativeScan, x: Value) -> Result<Value> {
+/// Where the position along `axis` is the scan's first, at every element of an array like `x`.
+fn is_first(e: &mut Emit, scan: &AssociativeScan, axis: usize, x: Value) -> Result<Value> {
     let shape = e.shape(x);
-    let first = if scan.reverse { shape[0] as i64 - 1 } else { 0 };
-    let position = e.op(Op::Iota { dtype: DType::I64, shape: shape.clone(), axis: 0 }, &[])?;
+    let first = if scan.reverse { shape[axis] as i64 - 1 } else { 0 };
+    let position = e.op(Op::Iota { dtype: DType::I64, shape: shape.clone(), axis }, &[])?;
     let first = e.splat(&Type::new(DType::I64, shape), first)?;
     e.compare(Compare::Eq, position, first)
 }
 
 /// The state at the previous position; at the first, the element.
-fn previous(e: &mut Emit, scan: &AssociativeScan, states: Value, elements: Value) -> Result<Value> {
-    let length = e.graph.ty(states).shape[0];
+fn previous(
+    e: &mut Emit,
+    scan: &AssociativeScan,
+    axis: usize,
+    states: Value,
+    elements: Value,
+) -> Result<Value> {
+    let length = e.graph.ty(states).shape[axis];
     let moved = if scan.reverse {
-        let rest = e.slice_axis(states, 0, 1, length)?;
-        e.pad_axis(rest, 0, 0, 1)?
+        let rest = e.slice_axis(states, axis, 1, length)?;
+        e.pad_axis(rest, axis, 0, 1)?
     } else {
-        let rest = e.slice_axis(states, 0, 0, length - 1)?;
-        e.pad_axis(rest, 0, 1, 0)?
+        let rest = e.slice_axis(states, axis, 0, length - 1)?;
+        e.pad_axis(rest, axis, 1, 0)?
     };
-    let first = is_first(e, scan, states)?;
+    let first = is_first(e, scan, axis, states)?;
     e.select(first, elements, moved)
 }
 
-/// The combine function vectorised over `length` positions in front; captures are shared.
-fn steps(e: &Emit, scan: &AssociativeScan, length: usize) -> Result<Graph> {
+/// The combine function at `length` positions of `axis`, which the parameters that are `batched` have: the
+/// captures are shared.
+fn steps(e: &Emit, scan: &AssociativeScan, length: usize, axis: usize, batched: &[bool]) -> Result<Graph> {
     let mut graph = Graph::new();
     let mut arguments = Vec::new();
-    for (i, ty) in scan.combine.parameter_types().into_iter().enumerate() {
-        let batched = i < 2 * scan.leaves;
-        let shape = if batched { [&[length], &ty.shape[..]].concat() } else { ty.shape.clone() };
+    for (ty, &batched) in scan.combine.parameter_types().into_iter().zip(batched) {
+        let shape = if batched { inserted(&ty.shape, length, axis) } else { ty.shape.clone() };
         arguments.push((graph.parameter(Type::new(ty.dtype, shape)), batched));
     }
-    let mut results = Vec::new();
-    for (value, batched) in batch(&mut graph, &scan.combine, &[length], &arguments)? {
-        let mut inner = Emit::new(&mut graph, e.origin.clone());
-        let shape = [&[length], &inner.shape(value)[..]].concat();
-        results.push(if batched { value } else { inner.repeat(value, &shape, &[0])? });
-    }
+    let results = if axis == 0 {
+        batch(&mut graph, &scan.combine, &[length], &arguments)?
+    } else {
+        insert_axis(&mut graph, &scan.combine, length, axis, &arguments)?
+    };
+    let mut inner = Emit::new(&mut graph, e.origin.clone());
+    let results = results
+        .into_iter()
+        .map(|result| with_axis(&mut inner, length, axis, result))
+        .collect::<Result<_>>()?;
     graph.set_results(results);
     Ok(graph)
 }

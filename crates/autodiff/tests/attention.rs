@@ -111,11 +111,12 @@ fn inputs(graph: &Graph, random: &mut Random) -> Vec<Array> {
 
 /// The gradients of attention that a graph has.
 fn backward(graph: &Graph) -> &FlexAttentionBackward {
-    let backward = |op| match op {
-        &Op::FlexAttentionBackward(ref backward) => Some(&**backward),
-        _ => None,
-    };
-    graph.nodes().iter().find_map(|node| backward(&node.op)).unwrap()
+    for node in graph.nodes() {
+        if let Op::FlexAttentionBackward(backward) = &node.op {
+            return backward;
+        }
+    }
+    panic!("no gradient of attention");
 }
 
 #[test]
@@ -177,9 +178,11 @@ fn grouped_heads_and_shared_batch() {
     }
 }
 
-/// Each form in which a score function reads learned arrays, their shapes, and how many indices each
-/// contribution has.
-fn captured() -> Vec<(&'static str, Vec<Vec<usize>>, Score, Vec<usize>)> {
+/// A form in which a score function reads learned arrays: its name, their shapes, the function, and how many
+/// indices each contribution has.
+type Form = (&'static str, Vec<Vec<usize>>, Score, Vec<usize>);
+
+fn captured() -> Vec<Form> {
     vec![
         (
             "head and difference",

@@ -51,11 +51,13 @@ fn inputs(types: &[Type], random: &mut Random) -> Vec<Array> {
 
 /// The scans of a graph, in order.
 fn scans(graph: &Graph) -> Vec<&AssociativeScan> {
-    let scan = |op| match op {
-        &Op::AssociativeScan(ref scan) => Some(&**scan),
-        _ => None,
-    };
-    graph.nodes().iter().filter_map(|node| scan(&node.op)).collect()
+    let mut scans = Vec::new();
+    for node in graph.nodes() {
+        if let Op::AssociativeScan(scan) = &node.op {
+            scans.push(&**scan);
+        }
+    }
+    scans
 }
 
 #[test]
@@ -83,6 +85,9 @@ fn adjoint_of_the_linear_recurrence_has_two_leaves() {
         assert_eq!(scans.len(), 2);
         assert_eq!((scans[1].leaves, scans[1].reverse), (leaves, true));
     }
+    // An element-wise scan is differentiated where it stands, without transpositions.
+    let graph = scan(&types, &[], 1, false, &[1], |g, l, r, _| recurrence(g, l, r));
+    assert!(!gradient(&graph, &[0, 1]).nodes().iter().any(|node| matches!(node.op, Op::Transpose { .. })));
     // The Jacobian of a sum is 1: the adjoint is a sum from the end, of one leaf.
     let graph = scan(&types[..1], &[], 0, false, &[0], |g, l, r, _| vec![sum(g, l[0], r[0])]);
     assert_eq!(scans(&gradient(&graph, &[0]))[1].leaves, 1);
