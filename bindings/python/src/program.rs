@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use tilewright::pipeline::{self, Compiled, Layout};
+use tilewright::pipeline::{self, Layout, Program};
 use tilewright_autodiff::reverse;
 use tilewright_ir::{Error, Graph, Result, Type, Value, parse};
 
@@ -18,7 +18,7 @@ static PROGRAMS: Mutex<Option<HashMap<Key, Arc<Runnable>>>> = Mutex::new(None);
 
 /// A compiled program with the types of its results.
 pub struct Runnable {
-    compiled: Compiled,
+    program: Program,
     results: Vec<Type>,
 }
 
@@ -41,7 +41,7 @@ impl Runnable {
         let inputs: Vec<&[u8]> = inputs.iter().map(|tensor| unsafe { tensor.bytes() }).collect();
         // SAFETY: the caller's promise.
         let mut outputs: Vec<&mut [u8]> = outputs.iter().map(|tensor| unsafe { tensor.bytes_mut() }).collect();
-        self.compiled.run(&inputs, &mut outputs, threads)
+        self.program.run(&inputs, &mut outputs, threads)
     }
 }
 
@@ -64,7 +64,7 @@ pub fn compiled(program: &str, tensors: &[Tensor]) -> Result<Arc<Runnable>> {
         .map(|tensor| Layout { strides: tensor.strides.clone(), offset: tensor.offset() })
         .collect();
     let results = graph.result_types().into_iter().cloned().collect();
-    let runnable = Arc::new(Runnable { compiled: pipeline::compile(&graph, &layouts)?, results });
+    let runnable = Arc::new(Runnable { program: pipeline::compile(graph, &layouts)?, results });
     if programs.len() >= KEPT {
         programs.clear();
     }

@@ -1,0 +1,184 @@
+"""Under ``torch.compile(fullgraph=True)``: learned biases in every layer, shared, computed in the graph."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.attention.flex_attention as torch_flex
+from torch import Tensor, nn
+
+import tilewright.torch
+from tilewright.torch import associative_scan, create_block_mask, flex_attention
+
+
+class Layer(nn.Module):
+    """Attention with a learned relative bias."""
+
+    def __init__(self, attention: Callable[..., Any], width: int, heads: int, length: int) -> None:
+        super().__init__()
+        self.attention = attention
+        self.project = nn.Linear(width, 3 * width)
+        self.bias = nn.Parameter(torch.randn(heads, 2 * length - 1) * 0.3)
+        self.heads, self.length = heads, length
+
+    def forward(self, x: Tensor, extra: Tensor, mask: Any) -> Tensor:
+        batch, length, width = x.shape
+        q, k, v = self.project(x).view(batch, length, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+
+        def score(s: Tensor, b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
+            return s + self.bias[h, i - j + self.length - 1] + extra[b, i]
+
+        out: Tensor = self.attention(q, k, v, score_mod=score, block_mask=mask)
+        return x + out.transpose(1, 2).reshape(batch, length, width)
+
+
+class Model(nn.Module):
+    """Three layers of equal names and shapes; a bias computed in the graph feeds each."""
+
+    def __init__(self, attention: Callable[..., Any], width: int = 16, heads: int = 2, length: int = 24) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layers = nn.ModuleList(Layer(attention, width, heads, length) for _ in range(3))
+        self.layers[2].bias = self.layers[0].bias
+
+    def forward(self, x: Tensor, mask: Any = None) -> Tensor:
+        extra = torch.tanh(x.sum(-1))
+        for layer in self.layers:
+            x = layer(x, extra, mask)
+        return x.square().mean()
+
+
+def _gradients(model: nn.Module, loss: Tensor) -> dict[str, Tensor]:
+    model.zero_grad()
+    loss.backward()
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+def _agree(a: dict[str, Tensor], b: dict[str, Tensor]) -> None:
+    assert a.keys() == b.keys()
+    for name in a:
+        torch.testing.assert_close(a[name], b[name], rtol=2e-4, atol=2e-6, msg=lambda m, name=name: f"{name}: {m}")
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_whole_model(masked: bool) -> None:
+    model = Model(flex_attention)
+    x = torch.randn(2, 24, 16, generator=torch.Generator().manual_seed(3))
+    mask = create_block_mask(lambda b, h, i, j: i >= j, None, None, 24, 24, device="cpu") if masked else None
+    eager = _gradients(model, model(x, mask))
+    compiled = torch.compile(model, fullgraph=True)
+    loss = compiled(x, mask)
+    torch.testing.assert_close(loss, model(x, mask))
+    _agree(_gradients(model, loss), eager)
+
+
+def test_enable_replaces_torchs_own_operator() -> None:
+    tilewright.torch.enable()
+    model = Model(torch_flex.flex_attention)
+    ours = Model(flex_attention)
+    x = torch.randn(2, 24, 16, generator=torch.Generator().manual_seed(3))
+    mask = torch_flex.create_block_mask(lambda b, h, i, j: i >= j, None, None, 24, 24, device="cpu", BLOCK_SIZE=8)
+    loss = torch.compile(model, fullgraph=True)(x, mask)
+    expected = ours(x, mask)
+    torch.testing.assert_close(loss, expected)
+    _agree(_gradients(model, loss), _gradients(ours, expected))
+
+
+def test_statistics_under_compile() -> None:
+    q, k, v = (torch.randn(1, 2, 17, 8, requires_grad=True) for _ in range(3))
+
+    def function(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        out, lse = flex_attention(q, k, v, return_lse=True)
+        return out.sum() + lse.sin().sum()
+
+    eager = torch.autograd.grad(function(q, k, v), (q, k, v))
+    compiled = torch.autograd.grad(torch.compile(function, fullgraph=True)(q, k, v), (q, k, v))
+    for a, b in zip(compiled, eager):
+        torch.testing.assert_close(a, b)
+
+
+def test_activation_checkpointing_and_autocast() -> None:
+    model = Model(flex_attention)
+    x = torch.randn(2, 24, 16)
+    plain = _gradients(model, model(x))
+    again = torch.utils.checkpoint.checkpoint(model, x, use_reentrant=False)
+    _agree(_gradients(model, again), plain)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = model(x)
+    loss.backward()
+    assert bool(torch.isfinite(loss))
+
+
+def test_functional_gradient() -> None:
+    q, k, v = (torch.randn(1, 2, 9, 4, dtype=torch.float64) for _ in range(3))
+    bias = torch.randn(2, 17, dtype=torch.float64)
+
+    def loss(bias: Tensor) -> Tensor:
+        return flex_attention(q, k, v, lambda s, b, h, i, j: s + bias[h, i - j + 8]).square().sum()
+
+    leaf = bias.clone().requires_grad_()
+    (expected,) = torch.autograd.grad(loss(leaf), leaf)
+    torch.testing.assert_close(torch.func.grad(loss)(bias), expected)
+
+
+def test_operator_is_well_registered() -> None:
+    from tilewright.torch import _program
+
+    q, k, v = (torch.randn(1, 2, 5, 4, requires_grad=True) for _ in range(3))
+    bias = torch.randn(2, 9, requires_grad=True)
+    program, captures = _program.attention(q, lambda s, b, h, i, j: s + bias[h, i - j + 4], None, 0.5)
+    torch.library.opcheck(torch.ops.tilewright.call.default, ([q, k, v, *captures], program))
+
+
+def test_export() -> None:
+    class Small(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.bias = nn.Parameter(torch.randn(2, 9))
+
+        def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            out: Tensor = flex_attention(q, k, v, lambda s, b, h, i, j: s + self.bias[h, i - j + 4])
+            return out
+
+    q, k, v = (torch.randn(1, 2, 5, 4) for _ in range(3))
+    model = Small()
+    exported = torch.export.export(model, (q, k, v))
+    torch.testing.assert_close(exported.module()(q, k, v), model(q, k, v))
+
+
+def _train(rank: int, port: int, results: Any) -> None:
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    torch.distributed.init_process_group("gloo", rank=rank, world_size=2)
+    model = nn.parallel.DistributedDataParallel(Model(flex_attention))
+    x = torch.randn(4, 24, 16, generator=torch.Generator().manual_seed(5))[rank * 2 : rank * 2 + 2]
+    loss = model(x)
+    loss.backward()
+    results[rank] = {name: p.grad.clone() for name, p in model.module.named_parameters()}
+    torch.distributed.destroy_process_group()
+
+
+def test_distributed_data_parallel() -> None:
+    with torch.multiprocessing.Manager() as manager:
+        results = manager.dict()
+        torch.multiprocessing.spawn(_train, args=(29517, results), nprocs=2)
+        model = Model(flex_attention)
+        x = torch.randn(4, 24, 16, generator=torch.Generator().manual_seed(5))
+        _agree(results[0], _gradients(model, model(x)))
+        _agree(results[1], results[0])
+
+
+def test_scan_under_compile() -> None:
+    a, b = torch.rand(3, 20, requires_grad=True), torch.randn(3, 20, requires_grad=True)
+
+    def function(a: Tensor, b: Tensor) -> Tensor:
+        _, y = associative_scan(lambda l, r: (l[0] * r[0], r[0] * l[1] + r[1]), (a, b), dim=1)
+        return y.square().sum()
+
+    eager = torch.autograd.grad(function(a, b), (a, b))
+    compiled = torch.autograd.grad(torch.compile(function)(a, b), (a, b))
+    for x, y in zip(compiled, eager):
+        torch.testing.assert_close(x, y)
