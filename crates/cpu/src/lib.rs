@@ -11,8 +11,10 @@
 
 mod attention;
 mod block_map;
+pub mod ceiling;
 mod context;
 pub mod isa;
+mod loops;
 mod math;
 pub mod memory;
 mod run;

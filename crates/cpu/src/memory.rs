@@ -229,6 +229,12 @@ impl<T: Number> Aligned<T> {
         Ok(Aligned { data: data.cast(), length })
     }
 
+    /// The first element, for code that shares the allocation out itself: no slice of it may be held where it
+    /// is written through this.
+    pub fn start(&self) -> *mut T {
+        self.data
+    }
+
     fn layout(length: usize) -> Option<Layout> {
         Layout::from_size_align(length.checked_mul(size_of::<T>())?, ALIGNMENT).ok()
     }

@@ -115,6 +115,14 @@ impl TileProgram {
         Ok(builder.finish())
     }
 
+    /// Bytes of an element of an input that is an array.
+    pub(crate) fn input_size(&self, input: usize) -> usize {
+        match self.inputs[input] {
+            Feed::Array(_, dtype) => dtype.size(),
+            Feed::Uniform | Feed::RowPosition | Feed::ColumnPosition => 0,
+        }
+    }
+
     /// The variance and kind of a result.
     pub fn result(&self, result: usize) -> (Variance, Kind) {
         let value = self.values[self.results[result].value];
