@@ -4,7 +4,7 @@ use std::borrow::Borrow;
 
 use tilewright_ir::{Binary, Compare, DType, Error, Literal, Op, Result, Scalar, Type, Unary};
 
-use crate::recording::{self, describe, record};
+use crate::recording::{self, alive, describe, record};
 use crate::{Operand, Tensor};
 
 /// The shape that two shapes broadcast to: extents of 1, and missing leading axes, are repeated.
@@ -39,6 +39,11 @@ pub(crate) fn number(dtype: DType, scalar: Scalar) -> Result<Tensor> {
 /// Two operands with one element type and one shape.
 #[track_caller]
 fn agree(left: Operand, right: Operand) -> Result<(Tensor, Tensor)> {
+    for operand in [left, right] {
+        if let Operand::Tensor(tensor) = operand {
+            alive(tensor)?;
+        }
+    }
     let (left, right) = match (left, right) {
         (Operand::Tensor(left), Operand::Tensor(right)) => (left, right),
         (Operand::Tensor(left), Operand::Number(right)) => (left, number(left.dtype(), right)?),
@@ -168,7 +173,7 @@ compare_methods! {
 }
 
 impl Tensor {
-    /// xʸ, of floats. Broadcasts. Small integer exponents become products.
+    /// xʸ, of floats. Broadcasts. The exponents 2 and ½ become a product and a root.
     #[track_caller]
     pub fn pow(&self, exponent: impl Into<Operand>) -> Tensor {
         let exponent = exponent.into();

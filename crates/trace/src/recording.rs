@@ -125,6 +125,13 @@ impl Frame {
     }
 }
 
+fn outside() -> Error {
+    Error::trace("a traced value is used outside the function that made it").help(
+        "return the value from that function; what a score function, mask or combine computes exists only \
+         inside it",
+    )
+}
+
 /// One call of [`trace`].
 #[derive(Debug, Default)]
 struct Recording {
@@ -170,10 +177,7 @@ impl Recording {
     fn lift(&mut self, tensor: Tensor) -> Result<Option<Value>> {
         let Slot::Value(mut value) = tensor.slot else { return Ok(None) };
         let Some(depth) = self.frames.iter().rposition(|frame| frame.id == tensor.frame) else {
-            return Err(Error::trace("a traced value is used outside the function that made it").help(
-                "return the value from that function; what a score function, mask or combine computes \
-                 exists only inside it",
-            ));
+            return Err(outside());
         };
         for level in depth + 1..self.frames.len() {
             let outer = Tensor { frame: self.frames[level - 1].id, slot: Slot::Value(value) };
@@ -314,6 +318,18 @@ pub(crate) fn poisoned(ty: Type) -> Tensor {
 /// The type of a tensor; that of an `f32` scalar where its frame is closed.
 pub(crate) fn ty(tensor: Tensor) -> Type {
     with(|recording| recording.ty(tensor).cloned()).flatten().unwrap_or(Type::scalar(DType::F32))
+}
+
+/// Whether a tensor is of an open frame, or poisoned.
+///
+/// # Errors
+/// Where it is neither: its type is not known then.
+pub(crate) fn alive(tensor: Tensor) -> Result<()> {
+    with(|recording| match recording.ty(tensor) {
+        Some(_) => Ok(()),
+        None => Err(outside()),
+    })
+    .unwrap_or(Ok(()))
 }
 
 /// What a tensor is, for an error.

@@ -1,6 +1,6 @@
 //! Associative scans over trees.
 
-use tilewright_ir::{AssociativeScan, Error, Op, Result, Type};
+use tilewright_ir::{AssociativeScan, DType, Error, Graph, Op, Result, Type};
 
 use crate::recording::{self, Frame, FrameKind, Open, describe, lifted, record_all};
 use crate::tree::{leaves, map_leaves};
@@ -45,36 +45,45 @@ impl<T: TensorTree, F: FnOnce(T, T) -> T> Scan<T, F> {
     pub fn call(self) -> T {
         let Scan { elements, axis, reverse, combine } = self;
         let elements_in: Vec<Tensor> = leaves(&elements).into_iter().map(|(_, leaf)| leaf).collect();
-        let outcome = slices(&elements_in, axis).and_then(|(axis, slices)| {
-            let mut frame = Frame::new(FrameKind::Combine);
-            let mut side = |side: &str| {
-                slices.iter().map(|ty| frame.parameter(side, ty.clone())).collect::<Vec<Tensor>>()
-            };
-            let (left, right) = (side("left"), side("right"));
-            let (left, right) = (rebuild(&elements, left), rebuild(&elements, right));
-            let open = Open::new(frame);
-            let result = combine(left, right);
-            let results: Vec<Tensor> = leaves(&result).into_iter().map(|(_, leaf)| leaf).collect();
-            check_results(&slices, &results)?;
-            let values = lifted(&results)?;
-            let (Some(frame), Some(values)) = (open.close(), values) else { return Ok(None) };
-            let captures: Vec<Tensor> = frame.captures.iter().map(|(tensor, _)| *tensor).collect();
-            let combine = frame.region(2 * slices.len(), &captures, &values)?;
-            Ok(Some((AssociativeScan { combine, leaves: slices.len(), axis, reverse }, captures)))
-        });
-        let results = match outcome {
-            Ok(Some((scan, captures))) => {
+        let results = match region(&elements, &elements_in, axis, combine) {
+            Ok(Some((axis, combine, captures))) => {
+                let leaves = elements_in.len();
+                let scan = AssociativeScan { combine, leaves, axis, reverse };
                 let operands = [&elements_in[..], &captures].concat();
-                record_all(Op::AssociativeScan(Box::new(scan)), &operands, elements_in.len())
+                record_all(Op::AssociativeScan(Box::new(scan)), &operands, leaves)
             }
             Ok(None) => elements_in.iter().map(|leaf| recording::poisoned(leaf.ty())).collect(),
             Err(error) => {
-                let error = error.in_operation("associative_scan");
-                elements_in.iter().map(|leaf| recording::poison(error.clone(), leaf.ty())).collect()
+                let first = elements_in.first().map_or(Type::scalar(DType::F32), |leaf| leaf.ty());
+                recording::poison(error.in_operation("associative_scan"), first);
+                elements_in.iter().map(|leaf| recording::poisoned(leaf.ty())).collect()
             }
         };
         rebuild(&elements, results)
     }
+}
+
+/// The axis, the region that `combine` is, and what it captures; nothing where a value is poisoned.
+#[track_caller]
+fn region<T: TensorTree>(
+    elements: &T,
+    leaves_in: &[Tensor],
+    axis: isize,
+    combine: impl FnOnce(T, T) -> T,
+) -> Result<Option<(usize, Graph, Vec<Tensor>)>> {
+    let (axis, slices) = slices(leaves_in, axis)?;
+    let mut frame = Frame::new(FrameKind::Combine);
+    let mut side = |side: &str| slices.iter().map(|ty| frame.parameter(side, ty.clone())).collect();
+    let (left, right) = (rebuild(elements, side("left")), rebuild(elements, side("right")));
+    let open = Open::new(frame);
+    let result = combine(left, right);
+    let results: Vec<Tensor> = leaves(&result).into_iter().map(|(_, leaf)| leaf).collect();
+    check_results(&slices, &results)?;
+    let values = lifted(&results)?;
+    let (Some(frame), Some(values)) = (open.close(), values) else { return Ok(None) };
+    let captures: Vec<Tensor> = frame.captures.iter().map(|(tensor, _)| *tensor).collect();
+    let region = frame.region(2 * slices.len(), &captures, &values)?;
+    Ok(Some((axis, region, captures)))
 }
 
 /// The axis, and the type of each leaf's slices.

@@ -1,0 +1,85 @@
+//! The one list of passes, from a traced graph to a plan.
+//!
+//! Each is timed and, in debug builds, followed by the verifier. With the environment variable
+//! `TILEWRIGHT_DUMP` set to `all`, or to some of `traced`, `simplified`, `plan` with commas between, those stages
+//! are printed to the standard error stream.
+
+use std::fmt::Display;
+use std::time::{Duration, Instant};
+
+use tilewright_plan::Plan;
+use tilewright_schedule as schedule;
+use tilewright_schedule::Layout;
+
+use crate::{Graph, Result, Type};
+
+/// A compiled program, and how it came about.
+#[derive(Debug)]
+pub struct Program {
+    /// The graph as it was traced.
+    pub traced: Graph,
+    /// The graph that was lowered.
+    pub simplified: Graph,
+    /// What runs.
+    pub plan: Plan,
+    /// The passes in order, with the time that each took.
+    pub passes: Vec<(&'static str, Duration)>,
+}
+
+/// Compiles a graph for inputs that lie as `inputs` says, one layout for each parameter.
+///
+/// # Errors
+/// `Limit` and `TooLarge` for programs that the compiler does not take; `Invariant` for its own faults.
+pub fn compile(traced: Graph, inputs: &[Layout]) -> Result<Program> {
+    let mut passes = Vec::new();
+
+    verified(&traced)?;
+    dump("traced", &traced);
+
+    let simplified = timed(&mut passes, "simplify", || schedule::simplify(&traced))?;
+    verified(&simplified)?;
+    dump("simplified", &simplified);
+
+    let plan = timed(&mut passes, "lower", || schedule::lower(&simplified, inputs))?;
+    dump("plan", &format_args!("{plan:#?}"));
+
+    Ok(Program { traced, simplified, plan, passes })
+}
+
+impl Program {
+    /// The types of the outputs.
+    pub fn outputs(&self) -> Vec<Type> {
+        self.traced.result_types().into_iter().cloned().collect()
+    }
+
+    /// Runs the program on the CPU: the bytes that each input's layout is about, and packed outputs.
+    /// `threads` 0 means one for each core; the result has the same bits for any number.
+    ///
+    /// # Errors
+    /// `Index` for a gather out of range, `OutOfMemory`, and `Shape` or `Layout` for bytes that do not fit.
+    pub fn run(&self, inputs: &[&[u8]], outputs: &mut [&mut [u8]], threads: usize) -> Result<()> {
+        tilewright_cpu::run(&self.plan, inputs, outputs, threads)
+    }
+}
+
+fn timed<R>(
+    passes: &mut Vec<(&'static str, Duration)>,
+    name: &'static str,
+    pass: impl FnOnce() -> Result<R>,
+) -> Result<R> {
+    let start = Instant::now();
+    let result = pass();
+    passes.push((name, start.elapsed()));
+    result
+}
+
+fn verified(graph: &Graph) -> Result<()> {
+    if cfg!(debug_assertions) { tilewright_ir::verify(graph) } else { Ok(()) }
+}
+
+fn dump(stage: &str, program: &impl Display) {
+    let Ok(wanted) = std::env::var("TILEWRIGHT_DUMP") else { return };
+    if wanted.split(',').any(|name| name == stage || name == "all") {
+        eprintln!("# {stage}\n{program}");
+    }
+}
