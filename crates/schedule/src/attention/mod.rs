@@ -5,6 +5,8 @@
 //! are a function of, and [`zero`] the terms whose sums cancel along each row.
 
 mod index_map;
+#[cfg(test)]
+mod reference;
 mod terms;
 #[cfg(test)]
 mod tests;
