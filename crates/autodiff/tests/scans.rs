@@ -236,6 +236,73 @@ fn whole_slice_dependence() {
 }
 
 #[test]
+fn two_mixed_axes() {
+    // A captured map of the flattened slice mixes both of its axes.
+    let mut random = Random::new(14);
+    let (types, captures) = ([f64s(&[3, 2, 3])], [f64s(&[6, 6])]);
+    let graph = scan(&types, &captures, 0, false, &[0], |g, l, r, c| {
+        let flat = add(g, Op::Reshape { shape: vec![6] }, &[l[0]]);
+        let contract = DotAxes { left_contract: vec![0], right_contract: vec![0], ..DotAxes::default() };
+        let mapped = add(g, Op::Dot(contract), &[flat, c[0]]);
+        let mapped = add(g, Op::Reshape { shape: vec![2, 3] }, &[mapped]);
+        vec![sum(g, mapped, r[0])]
+    });
+    let inputs = inputs(&[&types[..], &captures].concat(), &mut random);
+    check_first("map of the flattened slice", &graph, &inputs, &[0, 1], &mut random);
+}
+
+#[test]
+fn coupled_sums() {
+    // The diagonal of the Jacobian is 1, but only in the second case is it so in its powers.
+    let mut random = Random::new(15);
+    for both_ways in [true, false] {
+        let types = [f64s(&[6, 2]), f64s(&[6, 2])];
+        let graph = scan(&types, &[], 0, true, &[0, 1], |g, l, r, _| {
+            let (up, down) = (mul(g, l[0], r[0]), mul(g, l[1], r[1]));
+            let first = sum(g, l[0], r[0]);
+            let second = sum(g, l[1], up);
+            vec![if both_ways { sum(g, first, down) } else { first }, sum(g, second, r[1])]
+        });
+        check("coupled sums", &graph, &inputs(&types, &mut random), &[0, 1]);
+        let blocks = scans(&gradient(&graph, &[0, 1]))[1].leaves - 2;
+        assert_eq!(blocks, if both_ways { 4 } else { 1 });
+    }
+}
+
+#[test]
+fn leaves_of_two_float_types() {
+    let graph_of = |first: DType| {
+        let types = [Type::new(first, [5, 2]), f64s(&[5, 3, 2])];
+        scan(&types, &[], 0, false, &[0, 1], |g, l, r, _| {
+            let spread = |g: &mut Graph, x: Value| {
+                let wide = add(g, Op::Cast(DType::F64), &[x]);
+                add(g, Op::Broadcast { shape: vec![3, 2], axes: vec![1] }, &[wide])
+            };
+            let (decay, carried) = (spread(g, r[0]), spread(g, l[0]));
+            let decayed = mul(g, decay, l[1]);
+            let mixed = sum(g, decayed, carried);
+            vec![mul(g, l[0], r[0]), sum(g, mixed, r[1])]
+        })
+    };
+    let (narrow, wide) = (graph_of(DType::F32), graph_of(DType::F64));
+    let mut random = Random::new(16);
+    let narrow_inputs: Vec<Array> = gradient(&narrow, &[0, 1])
+        .parameter_types()
+        .iter()
+        .map(|ty| array(&mut random, ty, -1.0, 1.0))
+        .collect();
+    let wide_inputs: Vec<Array> =
+        narrow_inputs.iter().map(|x| Array::from_f64s(f64s(&x.ty().shape), &x.to_f64s())).collect();
+    let narrow = evaluate(&gradient(&narrow, &[0, 1]), &narrow_inputs);
+    let wide = evaluate(&gradient(&wide, &[0, 1]), &wide_inputs);
+    for (narrow, wide) in narrow.iter().zip(&wide) {
+        for (narrow, wide) in narrow.to_f64s().into_iter().zip(wide.to_f64s()) {
+            assert!((narrow - wide).abs() <= 1e-12 * (1.0 + wide.abs()), "{narrow} {wide}");
+        }
+    }
+}
+
+#[test]
 fn broadcast_leaves_of_a_state_space() {
     // a [b, n] decays h [b, d, n].
     let mut random = Random::new(9);
