@@ -1,0 +1,127 @@
+//! Threads along one scan: chained scan with decoupled aggregates (Merrill and Garland 2016), as CPU
+//! threads need it.
+//!
+//! The work is `groups` independent scans, each cut into `chunks`. Which cuts are made depends on sizes
+//! only. Threads take chunks in ascending order. A thread first folds its chunk by itself, which leaves the
+//! chunk in its cache; then waits for the state before the chunk, publishes the state after it, and only
+//! then scans the chunk again with output. So the wait is short: a chunk's state is published one combine
+//! after its predecessor's. Nobody waits for a chunk that no running thread has taken.
+
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Mutex, OnceLock, PoisonError};
+
+use tilewright_ir::{Error, Result};
+
+use crate::Context;
+
+/// One kind of chunk work. `Scratch` is what a thread keeps between chunks.
+pub(super) trait Chunks: Sync {
+    /// The folded state between two chunks.
+    type State: Send + Sync;
+    type Scratch;
+
+    fn scratch(&self) -> Result<Self::Scratch>;
+    /// The fold of one chunk by itself.
+    fn aggregate(&self, scratch: &mut Self::Scratch, group: usize, chunk: usize) -> Result<Self::State>;
+    /// The fold of two neighbouring runs.
+    fn join(
+        &self,
+        scratch: &mut Self::Scratch,
+        group: usize,
+        left: &Self::State,
+        right: &Self::State,
+    ) -> Result<Self::State>;
+    /// Scans one chunk, given the state before it.
+    fn apply(
+        &self,
+        scratch: &mut Self::Scratch,
+        group: usize,
+        chunk: usize,
+        before: Option<&Self::State>,
+    ) -> Result<()>;
+}
+
+/// Scans all chunks of all groups.
+///
+/// # Errors
+/// The error of the first chunk that failed.
+pub(super) fn run<C: Chunks>(context: &Context, groups: usize, chunks: usize, work: &C) -> Result<()> {
+    let tasks = groups * chunks;
+    // Empty where the chunk or one before it failed.
+    let states: Vec<OnceLock<Option<C::State>>> =
+        if chunks > 1 { (0..tasks).map(|_| OnceLock::new()).collect() } else { Vec::new() };
+    let next = AtomicUsize::new(0);
+    let abandoned = AtomicBool::new(false);
+    let failed: Mutex<Option<(usize, Error)>> = Mutex::new(None);
+    let fail = |task: usize, error: Error| {
+        let mut failed = failed.lock().unwrap_or_else(PoisonError::into_inner);
+        if failed.as_ref().is_none_or(|(earlier, _)| *earlier > task) {
+            *failed = Some((task, error));
+        }
+    };
+    let worker = |_: usize| {
+        let guard = Abandon(&abandoned);
+        let mut scratch = work.scratch()?;
+        loop {
+            let task = next.fetch_add(1, Ordering::Relaxed);
+            if task >= tasks || guard.0.load(Ordering::Relaxed) {
+                return Ok(());
+            }
+            let (group, chunk) = (task / chunks, task % chunks);
+            let aggregate = (chunk + 1 < chunks).then(|| work.aggregate(&mut scratch, group, chunk));
+            let before = match chunk {
+                0 => None,
+                _ => match wait(&states[task - 1], &abandoned) {
+                    Some(state) => Some(state),
+                    None => {
+                        let _ = states[task].set(None);
+                        continue;
+                    }
+                },
+            };
+            if let Some(aggregate) = aggregate {
+                let after = aggregate.and_then(|aggregate| match before {
+                    Some(before) => work.join(&mut scratch, group, before, &aggregate),
+                    None => Ok(aggregate),
+                });
+                // A chunk that cannot be folded fails here; scanning it would fail alike.
+                let _ = states[task].set(after.map_err(|error| fail(task, error)).ok());
+            }
+            if let Err(error) = work.apply(&mut scratch, group, chunk, before) {
+                fail(task, error);
+            }
+        }
+    };
+    context.parallel(context.threads.min(tasks), worker)?;
+    match failed.into_inner().unwrap_or_else(PoisonError::into_inner) {
+        Some((_, error)) => Err(error),
+        None => Ok(()),
+    }
+}
+
+/// Waits for a state; none where it will not come.
+fn wait<'a, S>(slot: &'a OnceLock<Option<S>>, abandoned: &AtomicBool) -> Option<&'a S> {
+    let mut spins = 0u32;
+    loop {
+        if let Some(state) = slot.get() {
+            return state.as_ref();
+        }
+        if abandoned.load(Ordering::Relaxed) {
+            return None;
+        }
+        // A waiter's predecessor may be waiting for this very core.
+        spins += 1;
+        if spins < 64 { std::hint::spin_loop() } else { std::thread::yield_now() }
+    }
+}
+
+/// Tells waiting threads that a thread's states will not come, should it panic.
+struct Abandon<'a>(&'a AtomicBool);
+
+impl Drop for Abandon<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.store(true, Ordering::Relaxed);
+        }
+    }
+}

@@ -1,0 +1,141 @@
+//! Combine functions that have vector code of their own: which compiled kernels one takes.
+
+use std::array::from_fn;
+use std::marker::PhantomData;
+
+use tilewright_ir::Result;
+use tilewright_plan::Kind;
+
+use super::column::{Column, ColumnArguments};
+use super::edges::Run;
+use super::engine::Combine;
+use super::lanes::{Element, Lanes, Portable};
+use super::monoid::{Affine, Greatest, Least, Monoid, Pattern, Product, Sum};
+use super::row::{Row, RowArguments};
+use crate::Isa;
+use crate::isa::{Compiled, select};
+
+#[cfg(target_arch = "x86_64")]
+use super::lanes::avx2::{F32x8 as WideF32, F64x4 as WideF64};
+#[cfg(not(target_arch = "x86_64"))]
+type WideF32 = Portable<f32, 8>;
+#[cfg(not(target_arch = "x86_64"))]
+type WideF64 = Portable<f64, 4>;
+
+/// Positions in a tile of a row: a few kilobytes for each array.
+pub(super) const TILE: usize = 1024;
+
+/// What is to be done with the kernels, once their types are known.
+pub(super) trait Visitor {
+    fn visit<E: Element, const S: usize>(self, vector: &Vector<E, S>) -> Result<()>;
+}
+
+/// The kernels of one combine function on `S` elements of type `E`.
+pub(super) struct Vector<E, const S: usize> {
+    row: Compiled<RowArguments<E, S>>,
+    lanes: Compiled<ColumnArguments<E, S>>,
+    /// The place in the plan's state of each of the monoid's elements.
+    order: [usize; S],
+    live: [bool; S],
+    element: PhantomData<E>,
+}
+
+/// Chooses the kernels of `pattern` on elements of `kind`. `live` says which of the plan's state elements
+/// are read after the scan.
+pub(super) fn choose(
+    isa: Isa,
+    (pattern, kind): (Pattern, Kind),
+    reverse: bool,
+    live: &[bool],
+    visitor: impl Visitor,
+) -> Result<()> {
+    let wide = isa != Isa::Portable;
+    match kind {
+        Kind::F32 if wide => with::<WideF32>(isa, pattern, reverse, live, visitor),
+        Kind::F32 => with::<Portable<f32, 8>>(isa, pattern, reverse, live, visitor),
+        Kind::F64 if wide => with::<WideF64>(isa, pattern, reverse, live, visitor),
+        Kind::F64 => with::<Portable<f64, 4>>(isa, pattern, reverse, live, visitor),
+        Kind::I32 => with::<Portable<i32, 8>>(isa, pattern, reverse, live, visitor),
+        Kind::I64 => with::<Portable<i64, 4>>(isa, pattern, reverse, live, visitor),
+        Kind::Bool => unreachable!("no pattern is recognised on truth values"),
+    }
+}
+
+fn with<L: Lanes>(
+    isa: Isa,
+    pattern: Pattern,
+    reverse: bool,
+    live: &[bool],
+    visitor: impl Visitor,
+) -> Result<()> {
+    match pattern {
+        Pattern::Sum => visitor.visit(&vector::<L, Sum, 1>(isa, reverse, live, [0])),
+        Pattern::Product => visitor.visit(&vector::<L, Product, 1>(isa, reverse, live, [0])),
+        Pattern::Greatest => visitor.visit(&vector::<L, Greatest, 1>(isa, reverse, live, [0])),
+        Pattern::Least => visitor.visit(&vector::<L, Least, 1>(isa, reverse, live, [0])),
+        Pattern::Affine(a) => visitor.visit(&vector::<L, Affine, 2>(isa, reverse, live, [a, 1 - a])),
+    }
+}
+
+fn vector<L: Lanes, M: Monoid<S>, const S: usize>(
+    isa: Isa,
+    reverse: bool,
+    live: &[bool],
+    order: [usize; S],
+) -> Vector<L::Element, S> {
+    Vector {
+        row: if reverse { select::<Row<L, M, S, true>>(isa) } else { select::<Row<L, M, S, false>>(isa) },
+        lanes: select::<Column<L, M, S>>(isa),
+        order,
+        live: order.map(|place| live[place]),
+        element: PhantomData,
+    }
+}
+
+impl<E: Element, const S: usize> Combine for Vector<E, S> {
+    type Scratch = ();
+
+    fn scratch(&self) {}
+
+    unsafe fn row(
+        &self,
+        _: &mut (),
+        run: &Run,
+        inputs: &[*const u8],
+        outputs: &[*mut u8],
+        carry: &mut [u64],
+        fresh: bool,
+        store: bool,
+    ) -> Result<()> {
+        let arguments = RowArguments {
+            inputs: self.order.map(|place| inputs[place].cast::<E>()),
+            outputs: self.order.map(|place| outputs[place].cast::<E>()),
+            live: self.live.map(|live| live && store),
+            count: run.count,
+            carry: from_fn(|i| (&raw mut carry[self.order[i]]).cast::<E>()),
+            fresh,
+        };
+        // SAFETY: the caller's promise; the processor has the features that the kernels were chosen for.
+        unsafe { (self.row)(&arguments) };
+        Ok(())
+    }
+
+    unsafe fn lanes(
+        &self,
+        _: &mut (),
+        run: &Run,
+        inputs: &[*const u8],
+        state: &[*mut u8],
+        fresh: bool,
+    ) -> Result<()> {
+        let arguments = ColumnArguments {
+            inputs: self.order.map(|place| inputs[place].cast::<E>()),
+            state: self.order.map(|place| state[place].cast::<E>()),
+            count: run.count,
+            fresh,
+        };
+        // SAFETY: as above.
+        unsafe { (self.lanes)(&arguments) };
+        Ok(())
+    }
+}
