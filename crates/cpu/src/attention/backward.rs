@@ -8,17 +8,20 @@
 
 use std::ops::Range;
 
-use tilewright_ir::Result;
-use tilewright_plan::AttentionBackward;
-use tilewright_plan::View;
+use tilewright_ir::{DType, Result};
 use tilewright_plan::attention::AttentionShape;
+use tilewright_plan::{AttentionBackward, Operation, View};
 
-use super::operands::{Layout, Operands, Packed, Pointer, column, key_place, matrix, panel_width};
+use super::operands::{Layout, Operands, Packed, Shared, column, key_place, matrix, panel_width};
 use super::pack::Strided;
 use super::product::{Left, Target, product, width};
+use super::reductions::{Division, Reductions, Terms};
+use super::regions::{Admitted, Pairs, Panel, Regions};
+use super::segments::{Segment, pieces, queries_of};
 use super::vector::{Dispatch, Scalar, Vector, Work};
 use crate::Context;
 use crate::memory::{Aligned, Array, Memory};
+use crate::tile::{self, Stage, Tile};
 
 /// Queries of a panel.
 const QUERIES: usize = 64;
@@ -26,6 +29,8 @@ const QUERIES: usize = 64;
 const KEYS: usize = 128;
 /// Units that there should be, for threads to share.
 const UNITS: usize = 16;
+/// Elements between rows of a panel; a little more than its keys, so that rows do not meet in one cache set.
+const STRIDE: usize = KEYS + 16;
 
 /// Runs the gradient of attention in the score type `S`.
 pub(super) fn backward<S: Dispatch>(
@@ -51,15 +56,17 @@ pub(super) fn backward<S: Dispatch>(
     let queried = |size| [batch, heads, queries, size];
     let keyed = |size| [key_batch, key_heads, keys, size];
     let scale = operands.scale;
-    let splits = UNITS.div_ceil((key_batch * key_heads).max(1)).min(keys.div_ceil(KEYS).max(1));
+    let division = Division::new(kernel, key_batch * key_heads, keys.div_ceil(KEYS), UNITS);
+    let splits = division.splits;
     let padded = head_size.next_multiple_of(panel_width::<S>(context.isa));
-    let query_sums = match query_cotangent {
-        Some(_) => Aligned::<S>::new(splits * batch * heads * queries * padded)?,
-        None => Aligned::new(0)?,
-    };
-    let call = Call {
+    let query_sums = query_cotangent.map(|_| Shared::new(splits * batch * heads * queries * padded));
+    let mut call = Call {
         shape,
         rows,
+        regions: Regions::backward(&kernel.attention, kernel.joint.as_ref(), memory, context)?,
+        reductions: Reductions::new(kernel, division, context)?,
+        terms: Term::of(kernel),
+        score_dtype: super::score_dtype(dtype),
         queries: Packed::<S>::new(context, operands.query, queried(head_size), scale, Layout::Rows)?,
         cotangents: Packed::new(context, output_cotangent, queried(value_size), 1.0, Layout::Rows)?,
         keys: Packed::new(context, operands.key, keyed(head_size), 1.0, Layout::Transposed)?,
@@ -68,17 +75,21 @@ pub(super) fn backward<S: Dispatch>(
         key_cotangent,
         value_cotangent,
         splits,
-        query_sums: query_cotangent.map(|_| Pointer(query_sums.as_ptr().cast_mut())),
+        query_sums: query_sums.transpose()?,
         query_stride: padded,
     };
-    context.parallel(key_batch * key_heads * splits, |i| {
-        let (head, split) = (i / splits, i % splits);
-        let place = (head / key_heads, head % key_heads);
-        let unit = Unit { call: &call, place, split, scratch: Scratch::new(&shape, context)? };
-        // SAFETY: the context's instruction set is the machine's; units write disjoint places.
-        unsafe { S::dispatch(context.isa, unit) }
+    context.parallel(division.lanes, |lane| {
+        let mut scratch = Scratch::new(&call, context)?;
+        for (head, split) in division.units(lane, key_batch * key_heads) {
+            let place = (head / key_heads, head % key_heads);
+            let unit = Unit { call: &call, place, split, lane, scratch: &mut scratch };
+            // SAFETY: the context's instruction set is the machine's; units write disjoint places.
+            unsafe { S::dispatch(context.isa, unit)? };
+        }
+        Ok(())
     })?;
-    if let Some(array) = query_cotangent {
+    if let (Some(array), Some(sums)) = (query_cotangent, &mut call.query_sums) {
+        let sums: &[S] = sums.numbers();
         let blocks = queries.div_ceil(QUERIES);
         context.parallel(batch * heads * blocks, |i| {
             let (head, block) = (i / blocks, i % blocks);
@@ -87,7 +98,7 @@ pub(super) fn backward<S: Dispatch>(
                 row.fill(0.0);
                 for split in 0..splits {
                     let at = ((split * batch * heads + head) * queries + query) * padded;
-                    for (sum, x) in row.iter_mut().zip(&query_sums[at..at + head_size]) {
+                    for (sum, x) in row.iter_mut().zip(&sums[at..at + head_size]) {
                         *sum += x.to_f64();
                     }
                 }
@@ -98,7 +109,7 @@ pub(super) fn backward<S: Dispatch>(
             Ok(())
         })?;
     }
-    Ok(())
+    call.reductions.finish(&call.regions, memory, context)
 }
 
 /// What the backward needs of each row of scores: `[batch, heads, queries]`.
@@ -127,38 +138,70 @@ impl<S: Dispatch> Rows<S> {
         let log_sum_exp_cotangent =
             kernel.log_sum_exp_cotangent.as_ref().map(statistic).transpose()?.map(|array| column(&array));
         let count = batch * heads * queries;
-        let mut rows = Rows::<S> { log_sum_exp: Aligned::new(count)?, delta: Aligned::new(count)? };
-        let (log_sum_exps, deltas) =
-            (Pointer(rows.log_sum_exp.as_mut_ptr()), Pointer(rows.delta.as_mut_ptr()));
+        let (log_sum_exps, deltas) = (Shared::<S>::new(count)?, Shared::<S>::new(count)?);
         context.parallel(batch * heads, |head| {
-            let place = [head / heads, head % heads, 0];
-            let (mut left, mut right) = (vec![S::default(); value_size], vec![S::default(); value_size]);
-            // SAFETY: this head's elements are written by this task only; rows are within the arrays.
+            // SAFETY: this head's elements are written by this task only; rows are within the arrays; the
+            // context's instruction set is the machine's.
             unsafe {
-                let log_sum_exps = std::slice::from_raw_parts_mut(log_sum_exps.add(head * queries), queries);
-                let deltas = std::slice::from_raw_parts_mut(deltas.add(head * queries), queries);
-                log_sum_exp.read_row(place, 1.0, log_sum_exps);
+                let log_sum_exps = std::slice::from_raw_parts_mut(log_sum_exps.at(head * queries), queries);
+                let deltas = std::slice::from_raw_parts_mut(deltas.at(head * queries), queries);
+                log_sum_exp.read_row([head / heads, head % heads, 0], 1.0, log_sum_exps);
                 if let Some(array) = log_sum_exp_cotangent {
-                    array.read_row(place, 1.0, deltas);
+                    array.read_row([head / heads, head % heads, 0], 1.0, deltas);
                 }
-                for (query, delta) in deltas.iter_mut().enumerate() {
-                    let place = [place[0], place[1], query];
-                    output.read_row(place, 1.0, &mut left);
-                    cotangent.read_row(place, 1.0, &mut right);
-                    let sum: f64 = left.iter().zip(&right).map(|(x, y)| x.to_f64() * y.to_f64()).sum();
-                    *delta = S::from_f64(sum - delta.to_f64());
-                }
+                let place = (head / heads, head % heads);
+                S::dispatch(context.isa, Deltas { output, cotangent, place, size: value_size, deltas });
             }
             Ok(())
         })?;
-        Ok(rows)
+        Ok(Rows { log_sum_exp: log_sum_exps.into_inner(), delta: deltas.into_inner() })
+    }
+}
+
+/// Computes the deltas of a head, in whose place the log-sum-exp's cotangents stand.
+struct Deltas<'a, S> {
+    output: Strided,
+    cotangent: Strided,
+    place: (usize, usize),
+    size: usize,
+    deltas: &'a mut [S],
+}
+
+impl<S: Scalar> Work<S> for Deltas<'_, S> {
+    type Output = ();
+
+    /// The products are summed as the microkernel sums those of cotangents and values: where a row sees one
+    /// key only, and its output is a value, their difference is exactly 0.
+    #[inline(always)]
+    unsafe fn run<V: Vector<Scalar = S>>(self) {
+        let Deltas { output, cotangent, place: (batch, head), size, deltas } = self;
+        let (mut outputs, mut cotangents) = (vec![S::default(); size], vec![S::default(); size]);
+        for (query, delta) in deltas.iter_mut().enumerate() {
+            // SAFETY: rows within the arrays; no vector has more than 16 lanes.
+            unsafe {
+                output.read_row([batch, head, query], 1.0, &mut outputs);
+                cotangent.read_row([batch, head, query], 1.0, &mut cotangents);
+                let mut sum = V::splat(S::default());
+                for (&x, &y) in cotangents.iter().zip(&outputs) {
+                    sum = V::splat(x).fma(V::splat(y), sum);
+                }
+                let mut lanes = [S::default(); 16];
+                sum.sub(V::splat(*delta)).store(lanes.as_mut_ptr());
+                *delta = lanes[0];
+            }
+        }
     }
 }
 
 /// What all units of a call share.
-struct Call<S: Scalar> {
+struct Call<'a, S: Scalar> {
     shape: AttentionShape,
     rows: Rows<S>,
+    regions: Regions<'a>,
+    reductions: Reductions<'a, S>,
+    /// Where each late result of the joint program goes.
+    terms: Vec<Term>,
+    score_dtype: DType,
     /// Times the scale.
     queries: Packed<S>,
     cotangents: Packed<S>,
@@ -169,40 +212,81 @@ struct Call<S: Scalar> {
     value_cotangent: Option<Strided>,
     splits: usize,
     /// `[splits, batch, heads, queries, query_stride]`, less the scale; absent where not wanted.
-    query_sums: Option<Pointer<S>>,
+    query_sums: Option<Shared<S>>,
     query_stride: usize,
 }
 
+/// Where a late result of the joint program, d_score or a term, goes.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Term {
+    /// It is the cotangent that the program is given.
+    Given,
+    /// It is another late result.
+    Same(usize),
+    /// A panel of its own.
+    Panel(usize),
+}
+
+impl Term {
+    /// Of d_score and of each term.
+    fn of(kernel: &AttentionBackward) -> Vec<Term> {
+        let Some(joint) = &kernel.joint else { return vec![Term::Given] };
+        let late = &joint.results[1..];
+        let mut panels = 0;
+        let places = late.iter().enumerate().map(|(i, result)| {
+            if joint.instructions[result.index()].operation == Operation::Input(5) {
+                return Term::Given;
+            }
+            if let Some(earlier) = late[..i].iter().position(|other| other == result) {
+                return Term::Same(earlier);
+            }
+            panels += 1;
+            Term::Panel(panels - 1)
+        });
+        places.collect()
+    }
+}
+
 struct Unit<'a, S: Scalar> {
-    call: &'a Call<S>,
+    call: &'a Call<'a, S>,
     /// The key batch and head.
     place: (usize, usize),
     split: usize,
-    scratch: Scratch<S>,
+    lane: usize,
+    scratch: &'a mut Scratch<S>,
 }
 
 /// What a unit keeps in the caches.
 struct Scratch<S: Scalar> {
-    /// `[QUERIES × stride]`: scores, then weights.
+    /// `[QUERIES × STRIDE]`: raw scores.
+    scores: Aligned<S>,
+    /// `[QUERIES × STRIDE]`: scores, then weights.
     weights: Aligned<S>,
-    /// `[QUERIES × stride]`: cotangents of weights, then of scores.
+    /// `[QUERIES × STRIDE]`: cotangents of weights, then of the scores that the softmax sees.
     slopes: Aligned<S>,
-    stride: usize,
+    /// `[panel, QUERIES × STRIDE]`: late results of the joint program.
+    panels: Aligned<S>,
     /// `[KEYS × …]`, padded to panels.
     key_sums: Aligned<S>,
     value_sums: Aligned<S>,
+    /// `[QUERIES × KEYS]`: which pairs the mask admits.
+    admitted: Aligned<u8>,
+    tile: tile::Scratch,
 }
 
 impl<S: Dispatch> Scratch<S> {
-    fn new(shape: &AttentionShape, context: &Context) -> Result<Scratch<S>> {
+    fn new(call: &Call<S>, context: &Context) -> Result<Scratch<S>> {
         let width = panel_width::<S>(context.isa);
-        let stride = KEYS + 16;
+        let panels = call.terms.iter().filter(|term| matches!(term, Term::Panel(_))).count();
         Ok(Scratch {
-            weights: Aligned::new(QUERIES * stride)?,
-            slopes: Aligned::new(QUERIES * stride)?,
-            stride,
-            key_sums: Aligned::new(KEYS * shape.head_size.next_multiple_of(width))?,
-            value_sums: Aligned::new(KEYS * shape.value_size.next_multiple_of(width))?,
+            scores: Aligned::new(QUERIES * STRIDE)?,
+            weights: Aligned::new(QUERIES * STRIDE)?,
+            slopes: Aligned::new(QUERIES * STRIDE)?,
+            panels: Aligned::new(panels * QUERIES * STRIDE)?,
+            key_sums: Aligned::new(KEYS * call.shape.head_size.next_multiple_of(width))?,
+            value_sums: Aligned::new(KEYS * call.shape.value_size.next_multiple_of(width))?,
+            admitted: Aligned::new(QUERIES * KEYS)?,
+            tile: tile::Scratch::new(),
         })
     }
 }
@@ -221,10 +305,10 @@ impl<S: Dispatch> Work<S> for Unit<'_, S> {
             self.scratch.value_sums.fill(S::default());
             for batch in batches.clone() {
                 for head in self.place.1 * group..(self.place.1 + 1) * group {
-                    for query in (0..queries).step_by(QUERIES) {
-                        let queries = query..(query + QUERIES).min(queries);
+                    let segments = queries_of(self.call.regions.blocks, (batch, head), &keys, queries);
+                    for Segment { range, full } in pieces(segments, QUERIES) {
                         // SAFETY: as the caller vouches for the vectors; the ranges are within the arrays.
-                        unsafe { self.panel::<V>((batch, head), queries, keys.clone()) };
+                        unsafe { self.panel::<V>((batch, head), range, keys.clone(), full)? };
                     }
                 }
             }
@@ -236,75 +320,154 @@ impl<S: Dispatch> Work<S> for Unit<'_, S> {
 }
 
 impl<S: Dispatch> Unit<'_, S> {
-    /// Adds what the pairs of some queries, at most [`QUERIES`], with a block of keys contribute.
+    /// Adds what the pairs of some queries, at most [`QUERIES`], with a block of keys contribute. The mask is
+    /// evaluated unless they are all admitted.
     #[inline(always)]
     unsafe fn panel<V: Vector<Scalar = S>>(
         &mut self,
         (batch, head): (usize, usize),
         queries: Range<usize>,
         keys: Range<usize>,
-    ) {
+        full: bool,
+    ) -> Result<()> {
         let call = self.call;
         let AttentionShape { heads, head_size, value_size, .. } = call.shape;
-        let Scratch { weights, slopes, stride, key_sums, value_sums } = &mut self.scratch;
-        let stride = *stride;
+        let Scratch { scores, weights, slopes, panels, key_sums, value_sums, admitted, tile } =
+            &mut *self.scratch;
         let place = key_place(&call.shape, batch, head);
         let (rows, columns) = (queries.len(), keys.len());
-        let panels = |size: usize| size.div_ceil(width::<V>());
+        let pairs = Pairs { batch, head, query: queries.start, key: keys.start, rows, columns };
+        if !full && !call.regions.admitted(pairs, admitted, KEYS, tile)? {
+            return Ok(());
+        }
+        let mask = (!full).then_some(Admitted { bytes: admitted, stride: KEYS });
+        let padded = columns.next_multiple_of(V::LANES);
+        let across = |size: usize| size.div_ceil(width::<V>());
         let first = (batch * heads + head) * call.shape.queries + queries.start;
-        let transposed = |data: &[S]| Left { data: data.as_ptr(), row: 1, column: stride };
+        let log_sum_exps = &call.rows.log_sum_exp[first..first + rows];
+        let deltas = &call.rows.delta[first..first + rows];
+        let panel = |data: *mut S| Panel { data: data.cast(), dtype: call.score_dtype, stride: STRIDE };
+        let function = call.regions.function.as_ref();
+        let raw = if function.is_some() { scores.as_mut_ptr() } else { weights.as_mut_ptr() };
         // SAFETY: every extent is within its buffer; see `Scratch` and `Packed`.
         unsafe {
             product::<V>(
-                (rows, head_size, panels(columns)),
+                (rows, head_size, across(columns)),
                 call.queries.left((batch, head), queries.start),
                 call.keys.panels(place, keys.start),
-                Target { data: weights.as_mut_ptr(), row: stride, add: false },
+                Target { data: raw, row: STRIDE, add: false },
             );
-            for row in 0..rows {
-                let weights = &mut weights[row * stride..][..columns.next_multiple_of(V::LANES)];
-                weights_of::<V>(weights, call.rows.log_sum_exp[first + row]);
+            let late = call.terms.iter().map(|term| match term {
+                Term::Panel(i) => panel(panels.as_mut_ptr().add(i * QUERIES * STRIDE)).target(),
+                Term::Given | Term::Same(_) => tile::Target::Skip,
+            });
+            let targets: Vec<tile::Target> =
+                std::iter::once(panel(weights.as_mut_ptr()).target()).chain(late).collect();
+            let [b, h, q, k] = pairs.positions();
+            let scores = panel(raw);
+            let arguments = [b, h, q, k, scores.argument(), panel(slopes.as_mut_ptr()).argument()];
+            let live = mask.map(|mask| mask.live());
+            let tables = &call.regions.tables;
+            let function_tile =
+                Tile { rows, columns, arguments: &arguments, targets: &targets, tables, live };
+            if let Some(function) = function {
+                function.run(Stage::Early, &function_tile, tile)?;
+            }
+            for (row, &log_sum_exp) in log_sum_exps.iter().enumerate() {
+                let weights = &mut weights[row * STRIDE..][..padded];
+                weights[columns..].fill(S::NEG_INFINITY);
+                if let Some(mask) = mask {
+                    mask.overwrite(row, &mut weights[..columns], S::NEG_INFINITY);
+                }
+                weights_of::<V>(weights, log_sum_exp);
             }
             if call.value_cotangent.is_some() {
-                let row = panels(value_size) * width::<V>();
-                product::<V>(
-                    (columns, rows, panels(value_size)),
-                    transposed(weights),
-                    call.cotangents.panels((batch, head), queries.start),
-                    Target { data: value_sums.as_mut_ptr(), row, add: true },
+                let left = Left { data: weights.as_ptr(), row: 1, column: STRIDE };
+                let right = &call.cotangents;
+                let sums = value_sums.as_mut_ptr();
+                self::add::<V>(
+                    (columns, rows, value_size),
+                    left,
+                    (right, (batch, head), queries.clone()),
+                    sums,
+                    mask,
+                    true,
                 );
             }
+            if call.query_sums.is_none() && call.key_cotangent.is_none() && call.reductions.is_empty() {
+                return Ok(());
+            }
             product::<V>(
-                (rows, value_size, panels(columns)),
+                (rows, value_size, across(columns)),
                 call.cotangents.left((batch, head), queries.start),
                 call.values.panels(place, keys.start),
-                Target { data: slopes.as_mut_ptr(), row: stride, add: false },
+                Target { data: slopes.as_mut_ptr(), row: STRIDE, add: false },
             );
             for row in 0..rows {
-                let range = row * stride..row * stride + columns.next_multiple_of(V::LANES);
-                let live = call.rows.log_sum_exp[first + row] != S::NEG_INFINITY;
-                let delta = call.rows.delta[first + row];
-                slopes_of::<V>(&weights[range.clone()], &mut slopes[range], delta, live);
+                let slopes = &mut slopes[row * STRIDE..][..padded];
+                slopes_of::<V>(&weights[row * STRIDE..][..padded], slopes, deltas[row]);
+                clear(slopes, row, columns, mask, log_sum_exps[row]);
             }
-            if let Some(sums) = call.query_sums {
-                let row = call.query_stride;
-                let split = self.split * call.shape.batch * heads * call.shape.queries;
-                product::<V>(
-                    (rows, columns, panels(head_size)),
-                    Left { data: slopes.as_ptr(), row: stride, column: 1 },
-                    call.key_rows.panels(place, keys.start),
-                    Target { data: sums.add((split + first) * row), row, add: true },
+            if let Some(function) = function.filter(|_| call.terms.iter().any(|term| *term != Term::Given)) {
+                function.run(Stage::Late, &function_tile, tile)?;
+                for panel in panels.chunks_exact_mut(QUERIES * STRIDE) {
+                    for row in 0..rows {
+                        let panel = &mut panel[row * STRIDE..][..padded];
+                        clear(panel, row, columns, mask, log_sum_exps[row]);
+                    }
+                }
+            }
+            let place_of = |term: Term| match term {
+                Term::Given => slopes.as_ptr(),
+                Term::Panel(i) => panels.as_ptr().add(i * QUERIES * STRIDE),
+                Term::Same(_) => unreachable!("resolved to what it repeats"),
+            };
+            let late: Vec<*const S> = call
+                .terms
+                .iter()
+                .map(|term| match term {
+                    Term::Same(i) => place_of(call.terms[*i]),
+                    term => place_of(*term),
+                })
+                .collect();
+            let slopes = late[0];
+            if let Some(sums) = &call.query_sums {
+                let at = self.split * call.shape.batch * heads * call.shape.queries + first;
+                let left = Left { data: slopes, row: STRIDE, column: 1 };
+                let right = &call.key_rows;
+                let sums = sums.at(at * call.query_stride);
+                self::add::<V>(
+                    (rows, columns, head_size),
+                    left,
+                    (right, place, keys.clone()),
+                    sums,
+                    mask,
+                    false,
                 );
             }
             if call.key_cotangent.is_some() {
-                let row = panels(head_size) * width::<V>();
-                product::<V>(
-                    (columns, rows, panels(head_size)),
-                    transposed(slopes),
-                    call.queries.panels((batch, head), queries.start),
-                    Target { data: key_sums.as_mut_ptr(), row, add: true },
+                let left = Left { data: slopes, row: 1, column: STRIDE };
+                let right = &call.queries;
+                let sums = key_sums.as_mut_ptr();
+                self::add::<V>(
+                    (columns, rows, head_size),
+                    left,
+                    (right, (batch, head), queries.clone()),
+                    sums,
+                    mask,
+                    true,
                 );
             }
+            let terms = Terms {
+                pairs,
+                lane: self.lane,
+                split: self.split,
+                admitted: mask,
+                scores,
+                panels: &late,
+                stride: STRIDE,
+            };
+            call.reductions.add::<V>(&terms, &call.regions, tile)
         }
     }
 
@@ -346,21 +509,53 @@ unsafe fn weights_of<V: Vector>(scores: &mut [V::Scalar], log_sum_exp: V::Scalar
 
 /// Turns a row of the weights' cotangents into those of the scores.
 #[inline(always)]
-unsafe fn slopes_of<V: Vector>(
-    weights: &[V::Scalar],
-    slopes: &mut [V::Scalar],
-    delta: V::Scalar,
-    live: bool,
-) {
-    if !live {
-        slopes.fill(V::Scalar::default());
-        return;
-    }
+unsafe fn slopes_of<V: Vector>(weights: &[V::Scalar], slopes: &mut [V::Scalar], delta: V::Scalar) {
     for (weights, slopes) in weights.chunks_exact(V::LANES).zip(slopes.chunks_exact_mut(V::LANES)) {
         // SAFETY: whole vectors.
         unsafe {
             let slope = V::load(slopes.as_ptr()).sub(V::splat(delta));
             V::load(weights.as_ptr()).mul(slope).store(slopes.as_mut_ptr());
+        }
+    }
+}
+
+/// Makes a row 0 past its columns, where the mask does not admit, and all of it where no key was seen.
+#[inline(always)]
+fn clear<S: Scalar>(row: &mut [S], query: usize, columns: usize, mask: Option<Admitted>, log_sum_exp: S) {
+    if log_sum_exp == S::NEG_INFINITY {
+        row.fill(S::default());
+        return;
+    }
+    row[columns..].fill(S::default());
+    if let Some(mask) = mask {
+        mask.overwrite(query, &mut row[..columns], S::default());
+    }
+}
+
+/// `sums += left · right`, for a right operand packed in rows; over the admitted pairs only where the others
+/// might show. `sums` has rows padded to panels; `transposed`: the rows of `left` are keys.
+///
+/// # Safety
+/// As [`product`].
+#[inline(always)]
+unsafe fn add<V: Vector<Scalar: Dispatch>>(
+    (rows, depth, size): (usize, usize, usize),
+    left: Left<V::Scalar>,
+    (right, place, range): (&Packed<V::Scalar>, (usize, usize), Range<usize>),
+    sums: *mut V::Scalar,
+    mask: Option<Admitted>,
+    transposed: bool,
+) {
+    let panels = size.div_ceil(width::<V>());
+    let target = Target { data: sums, row: panels * width::<V>(), add: true };
+    // SAFETY: as the caller vouches.
+    unsafe {
+        let columns = right.panels(place, range.start);
+        match mask {
+            Some(mask) if !right.finite(place, range) => {
+                mask.product((rows, depth, size), left, columns, target, transposed)
+            }
+            _ => product::<V>((rows, depth, panels), left, columns, target),
         }
     }
 }

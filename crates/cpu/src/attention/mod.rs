@@ -11,6 +11,7 @@ mod forward;
 mod operands;
 mod pack;
 mod product;
+mod reductions;
 mod regions;
 mod segments;
 mod vector;

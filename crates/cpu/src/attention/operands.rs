@@ -9,7 +9,7 @@ use tilewright_plan::attention::{Attention, AttentionShape};
 use super::pack::{Strided, pack_columns, pack_rows, read_rows};
 use super::product::{Left, Panels, width};
 use super::vector::{Dispatch, Scalar, Vector, Work};
-use crate::memory::{Aligned, Array, Memory};
+use crate::memory::{Aligned, Array, Memory, Number};
 use crate::{Context, Isa};
 
 /// Rows that one task packs; a multiple of every panel's width.
@@ -75,8 +75,8 @@ pub(super) enum Layout {
 /// A `[batch, heads, length, size]` array, packed once and read by all blocks.
 pub(super) struct Packed<S: Scalar> {
     data: Aligned<S>,
-    /// Whether each row holds finite numbers only.
-    finite: Vec<bool>,
+    /// Whether each row holds finite numbers only: 1 or 0.
+    finite: Aligned<u8>,
     layout: Layout,
     heads: usize,
     length: usize,
@@ -94,17 +94,10 @@ impl<S: Dispatch> Packed<S> {
         layout: Layout,
     ) -> Result<Packed<S>> {
         let width = panel_width::<S>(context.isa);
-        let mut packed = Packed {
-            data: Aligned::new(0)?,
-            finite: vec![true; batch * heads * length],
-            layout,
-            heads,
-            length,
-            size,
-            width,
-        };
-        packed.data = Aligned::new(batch * heads * packed.per_head())?;
-        let (to, finite) = (Pointer(packed.data.as_mut_ptr()), Pointer(packed.finite.as_mut_ptr()));
+        let mut packed =
+            Packed { data: Aligned::new(0)?, finite: Aligned::new(0)?, layout, heads, length, size, width };
+        let data = Shared::new(batch * heads * packed.per_head())?;
+        let finite = Shared::new(batch * heads * length)?;
         let tasks = length.div_ceil(ROWS_PER_TASK);
         context.parallel(batch * heads * tasks, |i| {
             let (head, first) = (i / tasks, i % tasks * ROWS_PER_TASK);
@@ -116,13 +109,14 @@ impl<S: Dispatch> Packed<S> {
                 factor,
                 layout,
                 row: packed.row(),
-                to: to.add(head * packed.per_head() + first * packed.row()),
-                finite: finite.add(head * length + first),
+                to: data.at(head * packed.per_head() + first * packed.row()),
+                finite: finite.at(head * length + first),
             };
             // SAFETY: the context's instruction set is the machine's; tasks write disjoint places.
             unsafe { S::dispatch(context.isa, work) };
             Ok(())
         })?;
+        (packed.data, packed.finite) = (data.into_inner(), finite.into_inner());
         Ok(packed)
     }
 
@@ -159,7 +153,7 @@ impl<S: Dispatch> Packed<S> {
     /// Whether each of these rows holds finite numbers only.
     pub(super) fn finite(&self, (batch, head): (usize, usize), rows: Range<usize>) -> bool {
         let first = (batch * self.heads + head) * self.length;
-        self.finite[first + rows.start..first + rows.end].iter().all(|&finite| finite)
+        self.finite[first + rows.start..first + rows.end].iter().all(|&finite| finite != 0)
     }
 }
 
@@ -177,19 +171,39 @@ pub(super) fn panel_width<S: Dispatch>(isa: Isa) -> usize {
     unsafe { S::dispatch(isa, Width) }
 }
 
-/// A pointer that tasks share; each writes elsewhere.
-#[derive(Clone, Copy)]
-pub(super) struct Pointer<T>(pub *mut T);
+/// Numbers that tasks add to, each in a place of its own.
+pub(super) struct Shared<T: Number> {
+    numbers: Aligned<T>,
+    start: *mut T,
+}
 
-// SAFETY: whoever writes through it sees to disjoint places.
-unsafe impl<T: Send> Send for Pointer<T> {}
+// SAFETY: whoever writes through `at` sees to disjoint places.
+unsafe impl<T: Number> Send for Shared<T> {}
 // SAFETY: as above.
-unsafe impl<T: Send> Sync for Pointer<T> {}
+unsafe impl<T: Number> Sync for Shared<T> {}
 
-impl<T> Pointer<T> {
-    /// The place `count` elements further.
-    pub(super) fn add(&self, count: usize) -> *mut T {
-        self.0.wrapping_add(count)
+impl<T: Number> Shared<T> {
+    /// So many zeros.
+    pub(super) fn new(count: usize) -> Result<Shared<T>> {
+        let mut numbers = Aligned::new(count)?;
+        let start = numbers.as_mut_ptr();
+        Ok(Shared { numbers, start })
+    }
+
+    /// A place.
+    pub(super) fn at(&self, index: usize) -> *mut T {
+        debug_assert!(index <= self.numbers.len());
+        self.start.wrapping_add(index)
+    }
+
+    /// The numbers, when the tasks are done.
+    pub(super) fn numbers(&mut self) -> &mut [T] {
+        &mut self.numbers
+    }
+
+    /// The numbers, when the tasks are done.
+    pub(super) fn into_inner(self) -> Aligned<T> {
+        self.numbers
     }
 }
 
@@ -202,7 +216,7 @@ struct Pack<S> {
     layout: Layout,
     row: usize,
     to: *mut S,
-    finite: *mut bool,
+    finite: *mut u8,
 }
 
 impl<S: Scalar> Work<S> for Pack<S> {
@@ -220,7 +234,7 @@ impl<S: Scalar> Work<S> for Pack<S> {
             unsafe {
                 read_rows(&array, (batch, head, first + start), factor, size, block);
                 for (i, row) in block.chunks_exact(size.max(1)).enumerate() {
-                    *finite.add(start + i) = row.iter().all(|x| x.is_finite());
+                    *finite.add(start + i) = row.iter().all(|x| x.is_finite()) as u8;
                 }
                 match layout {
                     Layout::Transposed => pack_columns::<V>(block, size, to.add(start * row)),

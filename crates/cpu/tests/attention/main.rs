@@ -1,0 +1,283 @@
+//! The attention engine against plain loops in f64: every class of score function, mask, shape and type.
+
+mod functions;
+mod plans;
+mod reference;
+
+use functions::{Function, Mask, captured, identity, masks, softcap, squared};
+use plans::{Call, Order, round};
+use reference::{Inputs, Results, evaluate};
+use tilewright_cpu::Isa;
+use tilewright_ir::DType;
+use tilewright_plan::attention::AttentionShape;
+
+/// Numbers from −1 to 1 by a xorshift generator.
+fn random(count: usize, seed: u64) -> Vec<f64> {
+    let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
+    let mut next = || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        (state >> 11) as f64 / (1u64 << 52) as f64 - 1.0
+    };
+    (0..count).map(|_| next()).collect()
+}
+
+fn shape(batch: usize, heads: usize, queries: usize, keys: usize, size: usize) -> AttentionShape {
+    AttentionShape {
+        batch,
+        heads,
+        key_batch: batch,
+        key_heads: heads,
+        queries,
+        keys,
+        head_size: size,
+        value_size: size,
+    }
+}
+
+fn inputs(shape: &AttentionShape, dtype: DType, table: usize, seed: u64) -> Inputs {
+    let AttentionShape { batch, heads, key_batch, key_heads, queries, keys, head_size, value_size } = *shape;
+    let numbers = |count: usize, factor: f64, dtype: DType, i: u64| -> Vec<f64> {
+        random(count, seed * 16 + i).into_iter().map(|x| round(dtype, x * factor)).collect()
+    };
+    let score_dtype = if dtype == DType::F64 { DType::F64 } else { DType::F32 };
+    Inputs {
+        query: numbers(batch * heads * queries * head_size, 2.0, dtype, 1),
+        key: numbers(key_batch * key_heads * keys * head_size, 2.0, dtype, 2),
+        value: numbers(key_batch * key_heads * keys * value_size, 2.0, dtype, 3),
+        output_cotangent: numbers(batch * heads * queries * value_size, 1.0, dtype, 4),
+        log_sum_exp_cotangent: numbers(batch * heads * queries, 1.0, score_dtype, 5),
+        table: numbers(table, 1.0, score_dtype, 6),
+    }
+}
+
+fn call<'a>(shape: AttentionShape, dtype: DType, function: &'a Function, mask: &'a Mask) -> Call<'a> {
+    Call {
+        shape,
+        dtype,
+        scale: 1.0 / (shape.head_size as f64).sqrt(),
+        function,
+        mask,
+        order: Order::Packed,
+        blocks: (64, 64),
+        threads: 2,
+        isa: Isa::preferred(),
+    }
+}
+
+fn root_mean_square(x: &[f64], y: &[f64]) -> f64 {
+    // Equal infinities have no difference.
+    let square = |(x, y): (&f64, &f64)| if x == y { 0.0 } else { (x - y) * (x - y) };
+    (x.iter().zip(y).map(square).sum::<f64>() / x.len().max(1) as f64).sqrt()
+}
+
+/// The golden rule: the error of each result, relative to that of a plain evaluation in the type.
+fn check(call: &Call, inputs: &Inputs, found: &Results) {
+    let evaluate = |round: &dyn Fn(f64) -> f64| {
+        evaluate(&call.shape, call.scale, call.function, call.mask, inputs, round)
+    };
+    let truth = evaluate(&|x| x);
+    let plain = evaluate(&|x| round(call.dtype, x));
+    let case = format!("{}, {}, {:?}, {}", call.function.name, call.mask.name, call.shape, call.dtype);
+    let (factor, least) = match call.dtype {
+        DType::F64 => (0.0, 1e-13),
+        DType::F32 => (4.0, 1e-8),
+        _ => (1.35, 1e-6),
+    };
+    for (((name, found), (_, truth)), (_, plain)) in
+        found.named().into_iter().zip(truth.named()).zip(plain.named())
+    {
+        let size = root_mean_square(truth, &vec![0.0; truth.len()]);
+        let size = if size.is_finite() { size.max(1.0) } else { 1.0 };
+        let (error, allowed) =
+            (root_mean_square(found, truth), factor * root_mean_square(plain, truth) + least * size);
+        assert!(error <= allowed, "{name} of {case}: error {error:e}, allowed {allowed:e}");
+    }
+}
+
+fn run_and_check(call: &Call, seed: u64) {
+    let table = call.function.table.iter().product();
+    let inputs = inputs(&call.shape, call.dtype, table, seed);
+    check(call, &inputs, &call.run(&inputs).unwrap());
+}
+
+#[test]
+fn identity_at_awkward_lengths() {
+    let (function, masks) = (identity(), masks());
+    for (i, (queries, keys)) in
+        [(1, 1), (1, 300), (17, 37), (64, 128), (65, 129), (130, 257), (277, 40)].into_iter().enumerate()
+    {
+        for mask in &masks {
+            run_and_check(&call(shape(2, 2, queries, keys, 24), DType::F32, &function, mask), i as u64);
+        }
+    }
+}
+
+#[test]
+fn every_function_with_and_without_a_mask() {
+    let masks = masks();
+    let shape = shape(2, 2, 150, 170, 16);
+    for (i, function) in captured(shape).iter().chain(&[squared(), softcap()]).enumerate() {
+        for mask in &masks {
+            run_and_check(&call(shape, DType::F32, function, mask), i as u64);
+        }
+    }
+}
+
+#[test]
+fn every_type() {
+    let masks = masks();
+    let shape = shape(1, 2, 70, 150, 32);
+    for dtype in [DType::F64, DType::BF16, DType::F16] {
+        let functions = captured(shape);
+        for (i, function) in functions.iter().chain(&[identity(), squared(), softcap()]).enumerate() {
+            run_and_check(&call(shape, dtype, function, &masks[i % masks.len()]), i as u64);
+        }
+    }
+}
+
+#[test]
+fn grouped_heads_and_shared_keys_and_unequal_sizes() {
+    let masks = masks();
+    for (i, (key_batch, key_heads)) in [(1, 4), (3, 2), (1, 1), (3, 1)].into_iter().enumerate() {
+        let shape = AttentionShape { key_batch, key_heads, value_size: 40, ..shape(3, 4, 90, 140, 20) };
+        for (j, function) in captured(shape).iter().enumerate() {
+            run_and_check(&call(shape, DType::F32, function, &masks[(i + j) % masks.len()]), i as u64);
+        }
+    }
+}
+
+#[test]
+fn any_order_in_memory() {
+    let masks = masks();
+    for dtype in [DType::F32, DType::BF16, DType::F64] {
+        let shape = shape(2, 3, 70, 131, 17);
+        for (i, function) in [identity(), softcap()].iter().enumerate() {
+            run_and_check(
+                &Call { order: Order::Reversed, ..call(shape, dtype, function, &masks[i]) },
+                i as u64,
+            );
+        }
+    }
+}
+
+#[test]
+fn any_size_of_blocks() {
+    let masks = masks();
+    let shape = shape(1, 2, 300, 310, 8);
+    let functions = captured(shape);
+    for (i, blocks) in [(128, 128), (32, 32), (32, 128), (100, 30), (7, 200)].into_iter().enumerate() {
+        for mask in &masks[1..] {
+            let function = &functions[3 + i % 4];
+            run_and_check(&Call { blocks, ..call(shape, DType::F32, function, mask) }, i as u64);
+        }
+    }
+}
+
+#[test]
+fn every_instruction_set() {
+    let masks = masks();
+    let shape = shape(1, 2, 90, 150, 20);
+    for isa in Isa::available() {
+        for dtype in [DType::F32, DType::F64] {
+            for (i, function) in captured(shape).iter().chain(&[identity(), softcap()]).enumerate() {
+                let mask = &masks[i % masks.len()];
+                run_and_check(&Call { isa, ..call(shape, dtype, function, mask) }, i as u64);
+            }
+        }
+    }
+}
+
+#[test]
+fn the_same_bits_for_any_number_of_threads() {
+    let masks = masks();
+    let shape = AttentionShape { key_heads: 2, ..shape(2, 4, 200, 700, 16) };
+    for function in captured(shape) {
+        for mask in &masks[..2] {
+            let inputs = inputs(&shape, DType::F32, function.table.iter().product(), 7);
+            let run =
+                |threads| Call { threads, ..call(shape, DType::F32, &function, mask) }.run(&inputs).unwrap();
+            let one = run(1);
+            for threads in [1, 2, 3, 8] {
+                let other = run(threads);
+                for ((name, x), (_, y)) in one.named().into_iter().zip(other.named()) {
+                    let bits = |x: &[f64]| x.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
+                    assert!(bits(x) == bits(y), "{name} of {} with {threads} threads", function.name);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn nothing_of_a_masked_pair_shows() {
+    let masks = masks();
+    let (every_third, window) = (&masks[3], &masks[2]);
+    let shape = shape(1, 2, 100, 150, 16);
+    let functions = captured(shape);
+    for function in functions.iter().chain(&[identity()]) {
+        let clean = inputs(&shape, DType::F32, function.table.iter().product(), 3);
+        let poisoned = |of: &[f64], size: usize, masked: &dyn Fn(usize) -> bool, poison: f64| -> Vec<f64> {
+            of.iter().enumerate().map(|(i, &x)| if masked(i / size) { poison } else { x }).collect()
+        };
+        for poison in [f64::NAN, f64::INFINITY] {
+            let hidden_key = |row: usize| row % shape.keys % 3 != 1;
+            let hidden_query = |row: usize| row % shape.queries < 5;
+            let key = poisoned(&clean.key, 16, &hidden_key, poison);
+            let value = poisoned(&clean.value, 16, &hidden_key, poison);
+            let query = poisoned(&clean.query, 16, &hidden_query, poison);
+            let output_cotangent = poisoned(&clean.output_cotangent, 16, &hidden_query, poison);
+            let copy = |x: &Vec<f64>| x.clone();
+            let keys_poisoned = Inputs {
+                query: copy(&clean.query),
+                key,
+                value,
+                output_cotangent: copy(&clean.output_cotangent),
+                log_sum_exp_cotangent: copy(&clean.log_sum_exp_cotangent),
+                table: copy(&clean.table),
+            };
+            let queries_poisoned = Inputs {
+                query,
+                key: copy(&clean.key),
+                value: copy(&clean.value),
+                output_cotangent,
+                log_sum_exp_cotangent: copy(&clean.log_sum_exp_cotangent),
+                table: copy(&clean.table),
+            };
+            for (mask, inputs) in [(every_third, keys_poisoned), (window, queries_poisoned)] {
+                let call = call(shape, DType::F32, function, mask);
+                let found = call.run(&inputs).unwrap();
+                check(&call, &clean, &found);
+            }
+        }
+    }
+}
+
+#[test]
+fn rows_that_see_nothing_have_zero_output_and_gradients() {
+    let masks = masks();
+    let shape = shape(1, 2, 100, 150, 16);
+    let function = &captured(shape)[3];
+    let inputs = inputs(&shape, DType::F32, function.table.iter().product(), 3);
+    let found = call(shape, DType::F32, function, &masks[2]).run(&inputs).unwrap();
+    for head in 0..2 {
+        for row in head * 100..head * 100 + 5 {
+            assert_eq!(found.log_sum_exp[row], f64::NEG_INFINITY);
+            assert_eq!(found.maximum[row], f64::NEG_INFINITY);
+            assert!(found.output[row * 16..(row + 1) * 16].iter().all(|&x| x == 0.0));
+            assert!(found.query[row * 16..(row + 1) * 16].iter().all(|&x| x == 0.0));
+        }
+    }
+}
+
+#[test]
+fn nothing_to_do() {
+    let (function, masks) = (identity(), masks());
+    for (batch, heads, queries, keys) in [(0, 2, 5, 5), (1, 0, 5, 5), (1, 2, 0, 5), (1, 2, 5, 0)] {
+        for mask in &masks {
+            let shape = AttentionShape { key_heads: heads.max(1), ..shape(batch, heads, queries, keys, 4) };
+            run_and_check(&call(shape, DType::F32, &function, mask), 1);
+        }
+    }
+}
