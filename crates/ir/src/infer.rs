@@ -474,7 +474,8 @@ fn flex_attention_backward(attention: &FlexAttentionBackward, operands: &[&Type]
     axes_ascending("learned", learned, captures.len())?;
 
     let found = joint.result_types();
-    let expected = 2 + contributions.iter().map(|c| c.indices + 1).sum::<usize>();
+    let expected =
+        contributions.iter().fold(2usize, |count, c| count.saturating_add(c.indices).saturating_add(1));
     if found.len() != expected {
         return Err(Error::shape("results of joint", expected, found.len()));
     }
