@@ -12,7 +12,8 @@ pub(crate) fn packed_strides(shape: &[usize]) -> Vec<isize> {
     strides
 }
 
-/// `start + Σ index · stride` for each index of `shape` in row-major order.
+/// `start + Σ index · stride` for each index of `shape` in row-major order. The stride of an axis of extent 1
+/// may be anything, also so large that it wraps.
 pub(crate) struct Offsets {
     shape: Vec<usize>,
     strides: Vec<isize>,
@@ -36,11 +37,12 @@ impl Iterator for Offsets {
         let offset = self.offset;
         for axis in (0..self.shape.len()).rev() {
             self.index[axis] += 1;
-            self.offset += self.strides[axis];
+            self.offset = self.offset.wrapping_add(self.strides[axis]);
             if self.index[axis] < self.shape[axis] {
                 break;
             }
-            self.offset -= self.strides[axis] * self.shape[axis] as isize;
+            let walked = self.strides[axis].wrapping_mul(self.shape[axis] as isize);
+            self.offset = self.offset.wrapping_sub(walked);
             self.index[axis] = 0;
         }
         Some(offset as usize)

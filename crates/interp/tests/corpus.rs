@@ -56,3 +56,26 @@ fn every_program_gives_its_outputs() {
     }
     assert!(failures.is_empty(), "{}", failures.join("\n"));
 }
+
+#[test]
+fn damaged_programs_run_or_are_refused() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../corpus/run");
+    let mut runs = 0;
+    for entry in fs::read_dir(&folder).unwrap() {
+        let file = fs::read_to_string(entry.unwrap().path()).unwrap();
+        let (program, _) = file.split_once(INPUTS).expect("each file has inputs");
+        for (position, _) in program.char_indices().filter(|(_, c)| c.is_ascii_digit()) {
+            for digits in ["0", "1", "2", "3", "9", "18446744073709551615"] {
+                let damaged = format!("{}{digits}{}", &program[..position], &program[position + 1..]);
+                let Ok(graph) = parse(&damaged) else { continue };
+                let types = graph.parameter_types();
+                if verify(&graph).is_err() || types.iter().any(|ty| ty.elements() > 1000) {
+                    continue;
+                }
+                let inputs: Vec<Array> = types.into_iter().map(|ty| Array::zeros(ty.clone())).collect();
+                runs += run(&graph, &inputs, Precision::Typed).is_ok() as usize;
+            }
+        }
+    }
+    assert!(runs > 100, "{runs} damaged programs ran");
+}

@@ -1,42 +1,4 @@
-//! The text form, read.
-//!
-//! ```text
-//! text       = "graph" region
-//! region     = "(" [ parameter { "," parameter } ] ")" "->" "(" [ values ] ")" "{" { statement } "}"
-//! parameter  = value ":" type
-//! statement  = value ":" type "=" "parameter"
-//!            | result { "," result } "=" operation [ origin ]
-//! result     = value [ ":" type ]
-//! operation  = name [ values | elements ] { key "=" attribute } { label region }
-//! values     = value { "," value }
-//! elements   = element | "[" [ element { "," element } ] "]"          (of a constant, row-major)
-//! attribute  = number | "true" | "false" | "[" [ item { "," item } ] "]"
-//! item       = number [ ":" number ]                          (with ":" in `contributions` alone)
-//! type       = dtype "[" [ number { "," number } ] "]"        (f32[] is one element)
-//! origin     = "@" string ":" line ":" column                 (string escapes: \\ \" \n)
-//! value      = "%" name or number
-//! element    = decimal | "inf" | "-inf" | "nan" | "true" | "false" | "0x" bits of a float
-//! ```
-//! Comments run from `//` or `;` to the end of the line; line breaks are blanks.
-//!
-//! The type of a result is what `constant`, `iota`, `cast`, `broadcast`, `reshape`, `scatter_add` and
-//! `random_bits` make, and must be written there; elsewhere it may be left out, and is checked where it is
-//! written. A constant with one element for several positions has it at each. Attributes stand in this order:
-//!
-//! | operation | attributes and regions |
-//! |---|---|
-//! | `iota`, `concatenate`, `argmax` | `axis` |
-//! | `broadcast`, `reverse`, `reduce_sum`, `reduce_prod`, `reduce_max`, `reduce_min` | `axes` |
-//! | `transpose` | `permutation` |
-//! | `slice` | `start limit step` |
-//! | `pad` | `low high interior` |
-//! | `dot` | `left_batch right_batch left_contract right_contract` |
-//! | `flex_attention` | `scale score(…) [mask(…)]` |
-//! | `flex_attention_backward` | `scale contributions learned log_sum_exp_cotangent joint(…) [mask(…)]` |
-//! | `associative_scan` | `leaves axis reverse combine(…)` |
-//!
-//! Values are visible from their statement to the end of their region, not inside other regions, and may
-//! have any names. A `parameter` statement adds a parameter after those of the header.
+//! The text form, read: a recursive descent over the tokens of [`crate::lexer`]. [`parse`] has the grammar.
 
 use std::collections::HashMap;
 
@@ -54,6 +16,44 @@ const DEPTH_LIMIT: usize = 32;
 const ELEMENT_LIMIT: usize = 1 << 26;
 
 /// Reads a program from its text form; `parse(&graph.to_string())` gives a graph equal to `graph`.
+///
+/// ```text
+/// text       = "graph" region
+/// region     = "(" [ parameter { "," parameter } ] ")" "->" "(" [ values ] ")" "{" { statement } "}"
+/// parameter  = value ":" type
+/// statement  = value ":" type "=" "parameter"
+///            | result { "," result } "=" operation [ origin ]
+/// result     = value [ ":" type ]
+/// operation  = name [ values | elements ] { key "=" attribute } { label region }
+/// values     = value { "," value }
+/// elements   = element | "[" [ element { "," element } ] "]"          (of a constant, row-major)
+/// attribute  = number | "true" | "false" | "[" [ item { "," item } ] "]"
+/// item       = number [ ":" number ]                          (with ":" in `contributions` alone)
+/// type       = dtype "[" [ number { "," number } ] "]"        (f32[] is one element)
+/// origin     = "@" string ":" line ":" column                 (string escapes: \\ \" \n)
+/// value      = "%" name or number
+/// element    = decimal | "inf" | "-inf" | "nan" | "true" | "false" | "0x" bits of a float
+/// ```
+/// Comments run from `//` or `;` to the end of the line; line breaks are blanks.
+///
+/// The type of a result is what `constant`, `iota`, `cast`, `broadcast`, `reshape`, `scatter_add` and
+/// `random_bits` make, and must be written there; elsewhere it may be left out, and is checked where it is
+/// written. A constant with one element for several positions has it at each. Attributes stand in this order:
+///
+/// | operation | attributes and regions |
+/// |---|---|
+/// | `iota`, `concatenate`, `argmax` | `axis` |
+/// | `broadcast`, `reverse`, `reduce_sum`, `reduce_prod`, `reduce_max`, `reduce_min` | `axes` |
+/// | `transpose` | `permutation` |
+/// | `slice` | `start limit step` |
+/// | `pad` | `low high interior` |
+/// | `dot` | `left_batch right_batch left_contract right_contract` |
+/// | `flex_attention` | `scale score(…) [mask(…)]` |
+/// | `flex_attention_backward` | `scale contributions learned log_sum_exp_cotangent joint(…) [mask(…)]` |
+/// | `associative_scan` | `leaves axis reverse combine(…)` |
+///
+/// Values are visible from their statement to the end of their region, not inside other regions, and may
+/// have any names. A `parameter` statement adds a parameter after those of the header.
 ///
 /// # Errors
 /// [`ErrorKind::Parse`] with line and column where the text does not follow the grammar, and the errors of
