@@ -13,9 +13,9 @@ impl Kernel {
                 sources.chain(tables(&loops.tables)).collect()
             }
             Kernel::MatMul(product) => vec![&product.left, &product.right],
-            Kernel::ScatterAdd(scatter) => {
-                std::iter::once(&scatter.updates).chain(scatter.indices.iter().map(|(view, _)| view)).collect()
-            }
+            Kernel::ScatterAdd(scatter) => std::iter::once(&scatter.updates)
+                .chain(scatter.indices.iter().map(|(view, _)| view))
+                .collect(),
             Kernel::BlockMap(BlockMap { tables: read, .. }) => tables(read).collect(),
             Kernel::AttentionForward(forward) => attention(&forward.attention).collect(),
             Kernel::AttentionBackward(backward) => attention(&backward.attention)
@@ -41,7 +41,8 @@ impl Kernel {
                 std::iter::once(&forward.output).chain(&forward.log_sum_exp).chain(&forward.maximum).collect()
             }
             Kernel::AttentionBackward(backward) => {
-                let cotangents = [&backward.query_cotangent, &backward.key_cotangent, &backward.value_cotangent];
+                let cotangents =
+                    [&backward.query_cotangent, &backward.key_cotangent, &backward.value_cotangent];
                 let captures = backward.captures.iter().map(|capture| &capture.view);
                 cotangents.into_iter().flatten().chain(captures).collect()
             }

@@ -16,6 +16,7 @@ pub mod loops;
 pub mod matmul;
 pub mod program;
 pub mod scan;
+mod verify;
 
 pub use attention::{AttentionBackward, AttentionForward, BlockMap};
 pub use buffer::{Buffer, BufferId, Place, Table, View};
@@ -23,6 +24,7 @@ pub use loops::Loops;
 pub use matmul::{MatMul, ScatterAdd};
 pub use program::{Instruction, Kind, Operation, Program, Register};
 pub use scan::Scan;
+pub use verify::verify;
 
 /// A compiled program, for any back end.
 #[derive(Clone, Debug, PartialEq)]

@@ -3,7 +3,7 @@
 use tilewright_ir::{DType, Graph, Type, Value, ValueDefinition};
 use tilewright_plan::{Buffer, BufferId, Place, View};
 
-use crate::access::{Access, Affine, packed};
+use crate::access::{Access, Affine};
 use crate::normalise::Normal;
 use crate::{Layout, Operand};
 
@@ -110,9 +110,4 @@ pub(crate) fn reach(layout: &Layout, shape: &[usize]) -> Option<usize> {
         }
     }
     (low >= 0).then_some(high as usize + 1)
-}
-
-/// A packed array's view.
-pub(crate) fn packed_view(buffer: BufferId, shape: &[usize]) -> View {
-    View { buffer, offset: 0, strides: packed(shape) }
 }

@@ -261,7 +261,7 @@ impl<'a> Emitter<'a> {
         if home == phase {
             return self.compute(value, &at, phase);
         }
-        if home % 2 == 0 {
+        if home.is_multiple_of(2) {
             let slot = match self.scalars.get(&value) {
                 Some(&slot) => slot,
                 None => {

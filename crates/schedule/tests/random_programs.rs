@@ -34,6 +34,7 @@ fn compare(
     label: &str,
 ) {
     let plan = lower(graph, layouts).unwrap_or_else(|error| panic!("{label}: {error}\n{graph}"));
+    tilewright_plan::verify(&plan).unwrap_or_else(|error| panic!("{label}: {error}\n{graph}\n{plan:#?}"));
     let results = support::run(&plan, graph, memory);
     for (i, ((golden, plain), found)) in exact.iter().zip(typed).zip(&results).enumerate() {
         let golden = golden.to_f64s();
