@@ -16,9 +16,11 @@ mod context;
 pub mod isa;
 mod loops;
 mod math;
+mod matmul;
 pub mod memory;
 mod run;
 mod scan;
+mod scatter;
 pub mod tile;
 
 pub use context::Context;

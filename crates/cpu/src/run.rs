@@ -10,7 +10,7 @@ use tilewright_ir::{Error, ErrorKind, Result};
 use tilewright_plan::{Kernel, Plan};
 
 use crate::memory::{Aligned, Memory, broken};
-use crate::{Context, Isa, attention, block_map, loops, scan};
+use crate::{Context, Isa, attention, block_map, loops, matmul, scan, scatter};
 
 /// Runs a plan: `inputs[i]` feeds the plan's input i (its elements in the byte order of the machine, aligned
 /// to them), `outputs[i]` receives its output i, packed. `threads` 0 means one for each core. The result
@@ -63,7 +63,8 @@ pub fn run_with(
 fn run_kernel(kernel: &Kernel, memory: &Memory, context: &Context) -> Result<()> {
     match kernel {
         Kernel::Loops(kernel) => loops::run(kernel, memory, context),
-        Kernel::MatMul(_) | Kernel::ScatterAdd(_) => todo!(),
+        Kernel::MatMul(kernel) => matmul::run(kernel, memory, context),
+        Kernel::ScatterAdd(kernel) => scatter::run(kernel, memory, context),
         Kernel::BlockMap(map) => {
             let blocks = block_map::build(map, memory, context)?;
             let slot =

@@ -31,7 +31,7 @@ use tilewright_ir::{DType, Scalar};
 use crate::memory::Array;
 
 pub use compile::TileProgram;
-pub(crate) use convert::size;
+pub(crate) use convert::{Convert, Move, size};
 pub use execute::Scratch;
 
 /// Along which axes of a tile a value changes.
