@@ -14,6 +14,7 @@ mod effects;
 pub mod evaluate;
 pub mod loops;
 pub mod matmul;
+mod print;
 pub mod program;
 pub mod scan;
 mod verify;

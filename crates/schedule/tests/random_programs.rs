@@ -34,7 +34,7 @@ fn compare(
     label: &str,
 ) {
     let plan = lower(graph, layouts).unwrap_or_else(|error| panic!("{label}: {error}\n{graph}"));
-    tilewright_plan::verify(&plan).unwrap_or_else(|error| panic!("{label}: {error}\n{graph}\n{plan:#?}"));
+    tilewright_plan::verify(&plan).unwrap_or_else(|error| panic!("{label}: {error}\n{graph}\n{plan}"));
     let results = support::run(&plan, graph, memory);
     for (i, ((golden, plain), found)) in exact.iter().zip(typed).zip(&results).enumerate() {
         let golden = golden.to_f64s();
@@ -43,7 +43,7 @@ fn compare(
         let error = relative_error(&golden, &found.to_f64s());
         assert!(
             error <= allowed,
-            "{label}: result {i} is off by {error:e}, not {allowed:e}\n{graph}\n{plan:#?}"
+            "{label}: result {i} is off by {error:e}, not {allowed:e}\n{graph}\n{plan}"
         );
     }
 }
