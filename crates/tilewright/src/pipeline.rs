@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use tilewright_plan::Plan;
 use tilewright_schedule as schedule;
-use tilewright_schedule::Layout;
+pub use tilewright_schedule::Layout;
 
 use crate::{Graph, Result, Type};
 

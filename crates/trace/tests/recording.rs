@@ -43,8 +43,7 @@ score(%0: f32[], %1: i32[], %2: i32[], %3: i32[], %4: i32[], %5: f32[4, 15]) -> 
   } mask(%0: i32[], %1: i32[], %2: i32[], %3: i32[], %4: f32[4, 15]) -> (%5) {
     %5: bool[] = ge %2, %3
   }
-}
-";
+}";
     assert_eq!(text, expected);
 }
 
@@ -151,12 +150,13 @@ fn rows_and_computed_values_are_captured() {
     assert_close(&found, &expected);
 }
 
-/// The buckets of T5: a published table for 8 one-sided buckets up to distance 16 (Raffel et al.'s formula).
+/// The buckets of T5 up to distance 16: of 8 one-sided ones, 4 exact and then two an octave; of 4 for each side, 2
+/// exact and then 2 for three octaves.
 #[test]
 fn buckets_are_exact_then_logarithmic() {
     let inputs = [random("q", &[1, 1, 20, 1], 1)];
     let biases = |bidirectional: bool| {
-        // With zero queries, ones as values of one key at a time and score = 30·bucket, log-sum-exp shows it.
+        // With zero scores and one key, the log-sum-exp of each query is its bucket's bias: the bucket's number.
         let found = evaluate_all(&inputs, |t| {
             let zero = t[0] * 0;
             let table = tilewright_trace::arange(8, DType::F64).unsqueeze(0);
