@@ -112,19 +112,6 @@ impl Builder {
         register
     }
 
-    /// Appends a program's instructions with registers in place of its inputs, and gives its results.
-    pub(crate) fn append(&mut self, program: &Program, inputs: &[Register]) -> Vec<Register> {
-        let mut map: Vec<Register> = Vec::with_capacity(program.instructions.len());
-        for instruction in &program.instructions {
-            let register = match &instruction.operation {
-                Operation::Input(number) => inputs[*number],
-                operation => self.push(renamed(operation, |r| map[r.index()]), instruction.kind),
-            };
-            map.push(register);
-        }
-        program.results.iter().map(|r| map[r.index()]).collect()
-    }
-
     /// The program that computes `results`, without what they do not need.
     pub(crate) fn program(&self, results: &[Register]) -> Program {
         let mut live = vec![false; self.instructions.len()];
@@ -448,7 +435,7 @@ fn mirrored(comparison: Compare) -> Compare {
 }
 
 /// The operation with its registers renamed.
-fn renamed(operation: &Operation, name: impl Fn(Register) -> Register) -> Operation {
+pub(crate) fn renamed(operation: &Operation, name: impl Fn(Register) -> Register) -> Operation {
     match operation {
         Operation::Input(number) => Operation::Input(*number),
         Operation::Constant(value) => Operation::Constant(*value),

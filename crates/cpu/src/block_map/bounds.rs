@@ -43,11 +43,13 @@ impl<'a> Bounds<'a> {
     }
 
     /// The range of what a load gives, its indices being anything from `low` to `high` along each axis.
-    pub fn load(&self, indices: &[(i64, i64)]) -> Loaded {
+    pub fn load(&self, indices: impl Iterator<Item = (i64, i64)>) -> Loaded {
         let extents = &self.array.extents;
         let mut outside = None;
-        let mut spans = Vec::with_capacity(extents.len());
-        for (axis, (&(low, high), &extent)) in indices.iter().zip(extents).enumerate() {
+        let mut on_stack = [(0, 0); 4];
+        let mut on_heap = vec![(0, 0); if extents.len() > 4 { extents.len() } else { 0 }];
+        let spans = if extents.len() > 4 { &mut on_heap[..] } else { &mut on_stack[..extents.len()] };
+        for (axis, ((low, high), &extent)) in indices.zip(extents).enumerate() {
             let n = extent as i64;
             let span = if low >= 0 && high < n {
                 (low as usize, high as usize + 1)
@@ -59,9 +61,9 @@ impl<'a> Bounds<'a> {
                 }
                 (0, extent)
             };
-            spans.push(span);
+            spans[axis] = span;
         }
-        let range = self.over(&spans);
+        let range = self.over(spans);
         let range = match outside {
             Some(_) => Range::join(range, Some(Range::point(default_element(self.array.dtype)))),
             None => range,
@@ -71,6 +73,13 @@ impl<'a> Bounds<'a> {
 
     /// The range of the elements in a box; none if there are none.
     fn over(&self, spans: &[(usize, usize)]) -> Option<Range> {
+        if let [(start, end)] = *spans {
+            if end - start == 1 {
+                return Some(Range::point(read(self.array, &[start])));
+            }
+            let trees = self.trees.get_or_init(|| Trees::new(self.array));
+            return trees.over_row(self.array, &mut [0], start, end);
+        }
         let sizes: Vec<usize> = spans.iter().map(|(start, end)| end - start).collect();
         let elements = sizes.iter().try_fold(1usize, |all, &n| all.checked_mul(n)).unwrap_or(usize::MAX);
         if elements == 1 {

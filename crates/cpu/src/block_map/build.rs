@@ -4,11 +4,12 @@
 //! along its longer side, down to single blocks and then inside them, until a block is known to hold both
 //! kinds of pairs. So time and memory go with the length of the boundary between what is admitted and what
 //! is not, rather than with the number of pairs: where a mask's boundary is a line, that is a number of
-//! steps proportional to the number of blocks on it.
+//! steps proportional to the number of blocks on it. A block that stays undecided for long (a mask that
+//! scrambles its indices) is evaluated at every pair by the tile machine instead.
 
 use std::sync::Mutex;
 
-use tilewright_ir::Result;
+use tilewright_ir::{DType, Result, Scalar};
 use tilewright_plan::BlockMap;
 
 use super::bounds::Bounds;
@@ -16,9 +17,14 @@ use super::range::{Mask, Range, Rectangle};
 use super::{Blocks, Lists, Run};
 use crate::Context;
 use crate::memory::{Array, Memory, broken};
+use crate::tile::{Argument, Feed, Scratch, Stage, Target, Tile, TileProgram};
 
 /// Blocks of queries that one task looks at.
 const BAND: usize = 32;
+
+/// Rectangles inside one block that are looked at before the block is evaluated pair by pair: about as many
+/// as that costs.
+const PATIENCE: usize = 64;
 
 /// Finds the blocks that the kernel's mask leaves.
 ///
@@ -33,11 +39,23 @@ pub(super) fn from_tables(kernel: &BlockMap, tables: &[Array], context: &Context
     let BlockMap { batch, heads, queries, keys, query_block, key_block, .. } = *kernel;
     let (query_blocks, key_blocks) = (queries.div_ceil(query_block), keys.div_ceil(key_block));
     let mask = Mask::new(&kernel.mask, &kernel.tables, tables.iter().map(Bounds::new).collect());
+    let feeds = [Feed::Uniform, Feed::Uniform, Feed::RowPosition, Feed::ColumnPosition];
+    let program = TileProgram::compile(&kernel.mask, &feeds, &kernel.tables, context.isa)?;
     let bands = query_blocks.div_ceil(BAND);
     let found: Vec<Mutex<Vec<Area>>> = (0..batch * heads * bands).map(|_| Mutex::default()).collect();
     context.parallel(found.len(), |task| {
         let (slice, band) = (task / bands, task % bands);
-        let mut search = Search { kernel, mask: &mask, slice, areas: Vec::new(), ranges: Vec::new() };
+        let mut search = Search {
+            kernel,
+            mask: &mask,
+            program: &program,
+            tables,
+            slice,
+            areas: Vec::new(),
+            ranges: Vec::new(),
+            admitted: Vec::new(),
+            scratch: Scratch::new(),
+        };
         let rows = (band * BAND, ((band + 1) * BAND).min(query_blocks));
         search.area(rows, (0, key_blocks))?;
         *found[task].lock().unwrap_or_else(|poisoned| poisoned.into_inner()) = search.areas;
@@ -120,9 +138,13 @@ enum Verdict {
 struct Search<'a> {
     kernel: &'a BlockMap,
     mask: &'a Mask<'a>,
+    program: &'a TileProgram,
+    tables: &'a [Array],
     slice: usize,
     areas: Vec<Area>,
     ranges: Vec<Range>,
+    admitted: Vec<u8>,
+    scratch: Scratch,
 }
 
 impl Search<'_> {
@@ -175,18 +197,31 @@ impl Search<'_> {
         let corners = [(queries.0, keys.0), (queries.0, keys.1), (queries.1, keys.0), (queries.1, keys.1)];
         let mut seen = None;
         for (query, key) in corners {
-            let verdict = self.part((query, query), (key, key))?;
-            if *seen.get_or_insert(verdict) != verdict {
+            let verdict = self.part((query, query), (key, key), &mut 1)?;
+            if seen.is_some() && seen != verdict {
                 return Ok(Verdict::Mixed);
             }
+            seen = verdict;
         }
-        self.part(queries, keys)
+        match self.part(queries, keys, &mut { PATIENCE })? {
+            Some(verdict) => Ok(verdict),
+            None => self.every_pair(queries, keys),
+        }
     }
 
-    /// What part of a block holds, its ends included.
-    fn part(&mut self, queries: (usize, usize), keys: (usize, usize)) -> Result<Verdict> {
+    /// What part of a block holds, its ends included; none where that takes more than `patience` rectangles.
+    fn part(
+        &mut self,
+        queries: (usize, usize),
+        keys: (usize, usize),
+        patience: &mut usize,
+    ) -> Result<Option<Verdict>> {
+        if *patience == 0 {
+            return Ok(None);
+        }
+        *patience -= 1;
         if let Some(admitted) = self.mask.decide(self.rectangle(queries, keys), &mut self.ranges)? {
-            return Ok(if admitted { Verdict::Full } else { Verdict::Empty });
+            return Ok(Some(if admitted { Verdict::Full } else { Verdict::Empty }));
         }
         if queries.0 == queries.1 && keys.0 == keys.1 {
             return Err(broken("a mask that is neither true nor false at a pair"));
@@ -198,10 +233,37 @@ impl Search<'_> {
             let middle = keys.0.midpoint(keys.1);
             ((queries, (keys.0, middle)), (queries, (middle + 1, keys.1)))
         };
-        let verdict = self.part(first.0, first.1)?;
-        if verdict == Verdict::Mixed || self.part(second.0, second.1)? != verdict {
-            return Ok(Verdict::Mixed);
+        let verdict = self.part(first.0, first.1, patience)?;
+        if matches!(verdict, None | Some(Verdict::Mixed)) {
+            return Ok(verdict);
         }
-        Ok(verdict)
+        let other = self.part(second.0, second.1, patience)?;
+        Ok(if other.is_none() || other == verdict { other } else { Some(Verdict::Mixed) })
+    }
+
+    /// What a block holds, its ends included, by evaluating the mask at every pair.
+    fn every_pair(&mut self, queries: (usize, usize), keys: (usize, usize)) -> Result<Verdict> {
+        let (rows, columns) = (queries.1 - queries.0 + 1, keys.1 - keys.0 + 1);
+        self.admitted.resize(rows * columns, 0);
+        let Rectangle { b, h, .. } = self.rectangle(queries, keys);
+        let arguments =
+            [b, h, queries.0, keys.0].map(|first| Argument::Scalar(Scalar::Integer(first as i64)));
+        let target = Target::Array {
+            data: self.admitted.as_mut_ptr(),
+            dtype: DType::Bool,
+            row_stride: columns as isize,
+            column_stride: 1,
+        };
+        let targets = &[target];
+        let tile = Tile { rows, columns, arguments: &arguments, targets, tables: self.tables, live: None };
+        // SAFETY: the target is ours and has room for the tile; the tables can be read, as an `Array`'s
+        // elements can; the program was compiled for the context's instruction set.
+        unsafe { self.program.run(Stage::Early, &tile, &mut self.scratch)? };
+        let live = self.admitted.iter().filter(|&&byte| byte != 0).count();
+        Ok(match live {
+            0 => Verdict::Empty,
+            live if live == rows * columns => Verdict::Full,
+            _ => Verdict::Mixed,
+        })
     }
 }

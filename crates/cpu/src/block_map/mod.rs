@@ -35,15 +35,6 @@ pub struct Blocks {
     by_key: Lists,
 }
 
-/// One live block.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Block {
-    /// Its number along the axis that is walked.
-    pub index: usize,
-    /// Whether the mask admits all its pairs, so that it need not be evaluated.
-    pub full: bool,
-}
-
 /// A run of neighbouring live blocks, all full or all partial.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Run {
@@ -75,11 +66,6 @@ impl Lists {
     }
 }
 
-fn blocks(runs: &[Run]) -> impl Iterator<Item = Block> + '_ {
-    runs.iter()
-        .flat_map(|run| (run.start as usize..run.end as usize).map(|index| Block { index, full: run.full }))
-}
-
 impl Blocks {
     fn slice(&self, b: usize, h: usize) -> usize {
         (if self.batch == 1 { 0 } else { b }) * self.heads + if self.heads == 1 { 0 } else { h }
@@ -93,26 +79,6 @@ impl Blocks {
     /// The live blocks of queries for a block of keys, as ascending runs.
     pub fn query_runs(&self, b: usize, h: usize, key_block: usize) -> &[Run] {
         self.by_key.list(self.slice(b, h) * self.key_blocks + key_block)
-    }
-
-    /// The live blocks of keys for a block of queries, ascending.
-    pub fn key_blocks(&self, b: usize, h: usize, query_block: usize) -> impl Iterator<Item = Block> + '_ {
-        blocks(self.key_runs(b, h, query_block))
-    }
-
-    /// The live blocks of queries for a block of keys, ascending.
-    pub fn query_blocks(&self, b: usize, h: usize, key_block: usize) -> impl Iterator<Item = Block> + '_ {
-        blocks(self.query_runs(b, h, key_block))
-    }
-
-    /// How many blocks of keys are live for a block of queries: the work that it is.
-    pub fn live_key_blocks(&self, b: usize, h: usize, query_block: usize) -> usize {
-        self.key_runs(b, h, query_block).iter().map(Run::blocks).sum()
-    }
-
-    /// How many blocks of queries are live for a block of keys: the work that it is.
-    pub fn live_query_blocks(&self, b: usize, h: usize, key_block: usize) -> usize {
-        self.query_runs(b, h, key_block).iter().map(Run::blocks).sum()
     }
 
     /// How many blocks are full and how many partial, over all batch elements and heads of the map.

@@ -299,14 +299,11 @@ impl Evaluation<'_> {
 
     fn load(&mut self, table: usize, indices: &[Register]) -> Result<Range> {
         let clamp = |x: i128| x.clamp(i64::MIN.into(), i64::MAX.into()) as i64;
-        let indices: Vec<(i64, i64)> = indices
-            .iter()
-            .map(|&register| {
-                let (low, high) = self.interval(register);
-                (clamp(low), clamp(high))
-            })
-            .collect();
-        let loaded = self.mask.bounds[table].load(&indices);
+        let indices = indices.iter().map(|&register| {
+            let (low, high) = self.interval(register);
+            (clamp(low), clamp(high))
+        });
+        let loaded = self.mask.bounds[table].load(indices);
         if let Some((axis, index)) = loaded.outside {
             if self.rectangle.is_pair() {
                 let table = &self.mask.tables[table];
