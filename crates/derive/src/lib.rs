@@ -9,7 +9,10 @@
 use proc_macro2::{Span, TokenStream};
 use quote::{format_ident, quote};
 use syn::spanned::Spanned;
-use syn::{Data, DeriveInput, Error, Fields, GenericParam, Ident, Index, Member, Result, parse_macro_input, parse_quote};
+use syn::{
+    Data, DeriveInput, Error, Fields, GenericParam, Ident, Index, Member, Result, parse_macro_input,
+    parse_quote,
+};
 
 /// Derives `Tree` and `MapLeaves`. See the crate's opening.
 #[proc_macro_derive(Tree, attributes(tree))]
@@ -91,9 +94,10 @@ fn arms(constructor: TokenStream, variant: Option<&Ident>, fields: &[Field]) -> 
 
 fn expand(input: &DeriveInput) -> Result<TokenStream> {
     let name = &input.ident;
-    let leaf = input.generics.type_params().next().map(|parameter| parameter.ident.clone()).ok_or_else(|| {
-        Error::new(name.span(), "a tree is generic over its leaves: `struct Layer<L> { weight: L }`")
-    })?;
+    let leaf =
+        input.generics.type_params().next().map(|parameter| parameter.ident.clone()).ok_or_else(|| {
+            Error::new(name.span(), "a tree is generic over its leaves: `struct Layer<L> { weight: L }`")
+        })?;
     let constructors: Vec<(TokenStream, Option<&Ident>, Vec<Field>)> = match &input.data {
         Data::Struct(data) => vec![(quote!(#name), None, fields(&data.fields)?)],
         Data::Enum(data) => data
@@ -106,15 +110,18 @@ fn expand(input: &DeriveInput) -> Result<TokenStream> {
             .collect::<Result<_>>()?,
         Data::Union(data) => return Err(Error::new(data.union_token.span(), "a union cannot be a tree")),
     };
-    let (visits, maps): (Vec<_>, Vec<_>) =
-        constructors.into_iter().map(|(constructor, variant, fields)| arms(constructor, variant, &fields)).unzip();
+    let (visits, maps): (Vec<_>, Vec<_>) = constructors
+        .into_iter()
+        .map(|(constructor, variant, fields)| arms(constructor, variant, &fields))
+        .unzip();
 
     let mapped = Ident::new("MappedLeaf", Span::mixed_site());
     let mut widened = input.generics.clone();
     widened.params.push(parse_quote!(#mapped));
     let (widened_generics, _, _) = widened.split_for_impl();
     let (impl_generics, type_generics, where_clause) = input.generics.split_for_impl();
-    let conditions = where_clause.map(|clause| clause.predicates.iter().collect::<Vec<_>>()).unwrap_or_default();
+    let conditions =
+        where_clause.map(|clause| clause.predicates.iter().collect::<Vec<_>>()).unwrap_or_default();
     let outputs = input.generics.params.iter().map(|parameter| match parameter {
         GenericParam::Type(parameter) if parameter.ident == leaf => quote!(#mapped),
         GenericParam::Type(parameter) => {

@@ -41,9 +41,9 @@ impl Data {
     fn zeroed(length: usize) -> Result<Data> {
         let mut allocation = Vec::new();
         let total = length.saturating_add(ALIGNMENT);
-        allocation.try_reserve_exact(total).map_err(|_| {
-            Error::new(ErrorKind::OutOfMemory { bytes: total, device: "the CPU".into() })
-        })?;
+        allocation
+            .try_reserve_exact(total)
+            .map_err(|_| Error::new(ErrorKind::OutOfMemory { bytes: total, device: "the CPU".into() }))?;
         allocation.resize(total, 0);
         let start = allocation.as_ptr().align_offset(ALIGNMENT);
         Ok(Data { allocation, start, length })
@@ -115,7 +115,10 @@ impl Array {
     ///
     /// # Errors
     /// `TooLarge`, `OutOfMemory`.
-    pub fn from_fn<T: Element>(shape: impl Into<Vec<usize>>, mut f: impl FnMut(&[usize]) -> T) -> Result<Array> {
+    pub fn from_fn<T: Element>(
+        shape: impl Into<Vec<usize>>,
+        mut f: impl FnMut(&[usize]) -> T,
+    ) -> Result<Array> {
         let shape = shape.into();
         let mut elements = Vec::with_capacity(element_count(&shape)?);
         let mut index = vec![0; shape.len()];
@@ -317,7 +320,11 @@ impl Array {
         let shape = shape.into();
         element_count(&shape)?;
         let Some(new) = shape.len().checked_sub(self.ty.rank()) else {
-            return Err(Error::shape("shape", format!("at least {} axes", self.ty.rank()), format!("{shape:?}")));
+            return Err(Error::shape(
+                "shape",
+                format!("at least {} axes", self.ty.rank()),
+                format!("{shape:?}"),
+            ));
         };
         let mut strides = vec![0; shape.len()];
         for (axis, &extent) in self.ty.shape.iter().enumerate() {

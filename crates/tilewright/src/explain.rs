@@ -25,7 +25,8 @@ pub(crate) fn explain(program: &Program) -> String {
             size(outputs)
         ),
     );
-    let times: Vec<String> = passes.iter().map(|(name, time)| format!("{name} {}", duration(*time))).collect();
+    let times: Vec<String> =
+        passes.iter().map(|(name, time)| format!("{name} {}", duration(*time))).collect();
     line(&mut text, times.join(", "));
     let mut kernels: Vec<(String, usize)> = Vec::new();
     for kernel in &plan.kernels {
@@ -114,7 +115,13 @@ fn attention(attention: &Attention, scored: bool) -> String {
     let mask = if attention.mask.is_some() { ", mask" } else { "" };
     format!(
         "{} B{} H{} Q{} K{} D{} V{}{score}{mask}",
-        attention.dtype, shape.batch, shape.heads, shape.queries, shape.keys, shape.head_size, shape.value_size
+        attention.dtype,
+        shape.batch,
+        shape.heads,
+        shape.queries,
+        shape.keys,
+        shape.head_size,
+        shape.value_size
     )
 }
 
@@ -135,5 +142,10 @@ fn attention_backward(backward: &AttentionBackward) -> String {
 
 fn describe_scan(scan: &Scan) -> String {
     let direction = if scan.reverse { ", from the end" } else { "" };
-    format!("scan of {} over {}, {} numbers of state{direction}", extents(&scan.parallel), scan.length, scan.state)
+    format!(
+        "scan of {} over {}, {} numbers of state{direction}",
+        extents(&scan.parallel),
+        scan.length,
+        scan.state
+    )
 }

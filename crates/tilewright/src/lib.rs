@@ -81,16 +81,16 @@ pub use half::{bf16, f16};
 pub use tilewright_ir::{DType, Error, ErrorKind, Graph, Origin, Result, Scalar, Type};
 pub use tilewright_trace::{
     At, Axes, Dims, FlexAttention, Indices, Key, Operand, REST, Scan, Tensor, TensorTree, arange,
-    associative_scan, concatenate, constant, cross_entropy, einsum, eye, flex_attention, full, iota, mods, ones,
-    select, stack, tree, zeros,
+    associative_scan, concatenate, constant, cross_entropy, einsum, eye, flex_attention, full, iota, mods,
+    ones, select, stack, tree, zeros,
 };
 pub use weights::{load, save};
 
 /// What most programs use.
 pub mod prelude {
     pub use crate::{
-        Array, At, DType, Error, Key, REST, Result, Tensor, Tree, arange, associative_scan, compile, concatenate,
-        cross_entropy, einsum, flex_attention, full, grad, iota, jvp, mods, ones, optimizers, select, stack,
-        value_and_grad, value_and_grad_with, vjp, zeros,
+        Array, At, DType, Error, Key, REST, Result, Tensor, Tree, arange, associative_scan, compile,
+        concatenate, cross_entropy, einsum, flex_attention, full, grad, iota, jvp, mods, ones, optimizers,
+        select, stack, value_and_grad, value_and_grad_with, vjp, zeros,
     };
 }

@@ -87,7 +87,12 @@ impl Sgd {
 
     /// The model and the state after one step. Leaves that are no floats stay.
     #[track_caller]
-    pub fn update<T: TensorTree>(&self, model: T, state: SgdState<Tensor>, gradient: T) -> (T, SgdState<Tensor>) {
+    pub fn update<T: TensorTree>(
+        &self,
+        model: T,
+        state: SgdState<Tensor>,
+        gradient: T,
+    ) -> (T, SgdState<Tensor>) {
         let SgdState { mut velocity } = state;
         let mut gradients = gradients(&gradient);
         let model = map_leaves(&model, |path, x| {
@@ -165,7 +170,12 @@ impl AdamW {
 
     /// The model and the state after one step. Leaves that are no floats stay.
     #[track_caller]
-    pub fn update<T: TensorTree>(&self, model: T, state: AdamState<Tensor>, gradient: T) -> (T, AdamState<Tensor>) {
+    pub fn update<T: TensorTree>(
+        &self,
+        model: T,
+        state: AdamState<Tensor>,
+        gradient: T,
+    ) -> (T, AdamState<Tensor>) {
         let AdamState { step, mut first, mut second } = state;
         let step = step + 1;
         let mut gradients = gradients(&gradient);

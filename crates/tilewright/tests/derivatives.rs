@@ -96,7 +96,10 @@ fn gradients_are_slopes() {
         };
         let slope = (at(step) - at(-step)) / (2.0 * step);
         let found = to_f64s(&leaves(&gradient)[leaf].1)[place];
-        assert!((slope - found).abs() < 1e-8 * (1.0 + slope.abs()), "leaf {leaf} at {place}: {found}, slope {slope}");
+        assert!(
+            (slope - found).abs() < 1e-8 * (1.0 + slope.abs()),
+            "leaf {leaf} at {place}: {found}, slope {slope}"
+        );
     }
 }
 
@@ -128,7 +131,9 @@ fn an_argument_is_not_its_captured_copy() {
 #[test]
 fn forward_and_reverse_agree() {
     let f = compile(|(x, t, v): ([Tensor; 2], [Tensor; 2], (Tensor, Tensor))| {
-        let g = |x: &[Tensor; 2]| (x[0].matmul(x[1]).tanh(), (x[0].exp().sum(0) * x[1].index(1, 0)).cumulative_sum(0));
+        let g = |x: &[Tensor; 2]| {
+            (x[0].matmul(x[1]).tanh(), (x[0].exp().sum(0) * x[1].index(1, 0)).cumulative_sum(0))
+        };
         let (value, pull) = vjp(g, &x);
         let (again, moved) = jvp(g, &x, &t);
         let pulled = pull(&v);
@@ -148,9 +153,8 @@ fn forward_and_reverse_agree() {
 
 #[test]
 fn a_value_beside_the_loss_comes_along() {
-    let f = compile(|x: Tensor| {
-        value_and_grad_with(|x: &Tensor| ((x * x).sum(..), (x + 1.0, x.argmax(0))))(&x)
-    });
+    let f =
+        compile(|x: Tensor| value_and_grad_with(|x: &Tensor| ((x * x).sum(..), (x + 1.0, x.argmax(0))))(&x));
     let x = Array::new([3], &[1.0f64, 5.0, 2.0]).unwrap();
     let ((value, (moved, place)), gradient) = f.call(&x).unwrap();
     assert_eq!(value.item::<f64>().unwrap(), 30.0);
@@ -205,7 +209,9 @@ fn adamw_follows_its_formulas() {
 
 #[test]
 fn sgd_clipping_and_schedules_follow_their_formulas() {
-    let f = compile(|(x, state, g): (Tensor, SgdState<Tensor>, Tensor)| sgd(0.5).momentum(0.9).update(x, state, g));
+    let f = compile(|(x, state, g): (Tensor, SgdState<Tensor>, Tensor)| {
+        sgd(0.5).momentum(0.9).update(x, state, g)
+    });
     let mut x = Array::new([1], &[1.0f64]).unwrap();
     let mut state = SgdState::new(&x).unwrap();
     for (g, expected) in [(1.0, 0.5), (2.0, -0.95), (0.0, -2.255)] {
@@ -215,7 +221,10 @@ fn sgd_clipping_and_schedules_follow_their_formulas() {
 
     let clip = compile(|g: (Tensor, Tensor)| clip_by_global_norm(g, 2.5));
     let ((a, b), norm) = clip.call((&Array::scalar(3.0f32), &Array::new([1], &[4.0f32]).unwrap())).unwrap();
-    assert_eq!((a.item::<f32>().unwrap(), b.item::<f32>().unwrap(), norm.item::<f32>().unwrap()), (1.5, 2.0, 5.0));
+    assert_eq!(
+        (a.item::<f32>().unwrap(), b.item::<f32>().unwrap(), norm.item::<f32>().unwrap()),
+        (1.5, 2.0, 5.0)
+    );
     let ((a, _), _) = clip.call((&Array::scalar(0.0f32), &Array::new([1], &[2.0f32]).unwrap())).unwrap();
     assert_eq!(a.item::<f32>().unwrap(), 0.0);
 

@@ -59,7 +59,11 @@ pub trait Dims {
         let count = element_count(&known)?;
         if open > 1 || count == 0 || elements % count != 0 {
             let found = format!("{known:?} and {open} open");
-            return Err(Error::shape("shape", format!("one extent left open that fits {elements} elements"), found));
+            return Err(Error::shape(
+                "shape",
+                format!("one extent left open that fits {elements} elements"),
+                found,
+            ));
         }
         Ok(dims.into_iter().map(|dim| dim.unwrap_or(elements / count)).collect())
     }

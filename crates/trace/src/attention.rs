@@ -72,8 +72,8 @@ impl Draft {
     fn new(score: Option<DType>, [heads, queries, keys]: [usize; 3]) -> Draft {
         let mut frame = Frame::new(FrameKind::Pair);
         let score = score.map(|dtype| frame.parameter("score", Type::scalar(dtype)));
-        let [batch, head, query, key] = ["batch", "head", "query", "key"]
-            .map(|name| frame.parameter(name, Type::scalar(DType::I32)));
+        let [batch, head, query, key] =
+            ["batch", "head", "query", "key"].map(|name| frame.parameter(name, Type::scalar(DType::I32)));
         let at = At { batch, head, query, key, heads, queries, keys };
         let leading = 4 + score.is_some() as usize;
         Draft { frame, leading, at, result: score.unwrap_or(batch) }

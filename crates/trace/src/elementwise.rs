@@ -10,7 +10,8 @@ use crate::{Operand, Tensor};
 /// The shape that two shapes broadcast to: extents of 1, and missing leading axes, are repeated.
 pub(crate) fn broadcast_shapes(left: &[usize], right: &[usize]) -> Result<Vec<usize>> {
     let rank = left.len().max(right.len());
-    let extent = |shape: &[usize], axis: usize| (axis + shape.len()).checked_sub(rank).map_or(1, |i| shape[i]);
+    let extent =
+        |shape: &[usize], axis: usize| (axis + shape.len()).checked_sub(rank).map_or(1, |i| shape[i]);
     (0..rank)
         .map(|axis| match (extent(left, axis), extent(right, axis)) {
             (l, r) if l == r => Ok(l),
@@ -30,8 +31,12 @@ pub(crate) fn number(dtype: DType, scalar: Scalar) -> Result<Tensor> {
         Scalar::Bool(_) => dtype == DType::Bool,
     };
     if !fits {
-        return Err(Error::dtype(format!("the number {scalar}"), format!("a number that fits {dtype}"), dtype)
-            .help("cast the tensor to the type that the number needs"));
+        return Err(Error::dtype(
+            format!("the number {scalar}"),
+            format!("a number that fits {dtype}"),
+            dtype,
+        )
+        .help("cast the tensor to the type that the number needs"));
     }
     Ok(record(Op::Constant(Literal::scalar(dtype, scalar)), &[]))
 }
@@ -58,8 +63,10 @@ fn agree(left: Operand, right: Operand) -> Result<(Tensor, Tensor)> {
         error.note(format!("left: {}", describe(left))).note(format!("right: {}", describe(right)))
     };
     if left.dtype() != right.dtype() {
-        return Err(facts(Error::dtype("right", left.dtype(), right.dtype())
-            .help("two tensors must have one element type: cast one of them")));
+        return Err(facts(
+            Error::dtype("right", left.dtype(), right.dtype())
+                .help("two tensors must have one element type: cast one of them"),
+        ));
     }
     let shape = broadcast_shapes(&left.shape(), &right.shape()).map_err(facts)?;
     Ok((left.broadcast_to(&shape), right.broadcast_to(&shape)))

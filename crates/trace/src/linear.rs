@@ -87,8 +87,9 @@ pub fn einsum(equation: &str, operands: &[Tensor]) -> Tensor {
 /// The letters of each operand and of the result, checked against the operands' shapes.
 fn parse(equation: &str, operands: &[Tensor]) -> Result<(Vec<Vec<char>>, Vec<char>)> {
     let malformed = |message: String| Error::argument(format!("equation `{equation}`"), message);
-    let (inputs, output) =
-        equation.split_once("->").ok_or_else(|| malformed("`->` and the result's letters expected".into()))?;
+    let (inputs, output) = equation
+        .split_once("->")
+        .ok_or_else(|| malformed("`->` and the result's letters expected".into()))?;
     let letters = |text: &str| text.chars().filter(|c| !c.is_whitespace()).collect::<Vec<char>>();
     let inputs: Vec<Vec<char>> = inputs.split(',').map(letters).collect();
     let output = letters(output);
@@ -107,14 +108,23 @@ fn parse(equation: &str, operands: &[Tensor]) -> Result<(Vec<Vec<char>>, Vec<cha
     for (i, (letters, operand)) in inputs.iter().zip(operands).enumerate() {
         let shape = operand.shape();
         if shape.len() != letters.len() {
-            return Err(Error::shape(format!("operand {i}"), format!("{} axes", letters.len()), format!("{shape:?}"))
-                .note(describe(*operand)));
+            return Err(Error::shape(
+                format!("operand {i}"),
+                format!("{} axes", letters.len()),
+                format!("{shape:?}"),
+            )
+            .note(describe(*operand)));
         }
         for (axis, (&letter, &extent)) in letters.iter().zip(&shape).enumerate() {
             match extents.iter().find(|(other, _)| *other == letter) {
                 Some(&(_, expected)) if expected != extent => {
-                    return Err(Error::axis(format!("operand {i}"), axis, format!("{expected} for `{letter}`"), extent)
-                        .note(describe(*operand)));
+                    return Err(Error::axis(
+                        format!("operand {i}"),
+                        axis,
+                        format!("{expected} for `{letter}`"),
+                        extent,
+                    )
+                    .note(describe(*operand)));
                 }
                 Some(_) => {}
                 None => extents.push((letter, extent)),

@@ -46,7 +46,8 @@ fn bucket(at: At, buckets: usize, bidirectional: bool, furthest: usize) -> Tenso
     };
     let exact = sided / 2;
     let span = (furthest as f64 / exact.max(1) as f64).log2();
-    let octaves = (distance.maximum(1i64).cast(DType::F32) / exact.max(1) as f64).log() / std::f64::consts::LN_2;
+    let octaves =
+        (distance.maximum(1i64).cast(DType::F32) / exact.max(1) as f64).log() / std::f64::consts::LN_2;
     // Nudged, so that a distance on the edge of a bucket counts as beyond it although logarithms are rounded.
     let far = (octaves * ((sided - exact) as f64 / span) + 1e-5).cast(DType::I32) + exact as i64;
     base + distance.lt(exact).select(distance, far.minimum(sided.saturating_sub(1)))

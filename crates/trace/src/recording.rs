@@ -243,10 +243,9 @@ impl Recording {
     fn poison_like(&mut self, op: &Op, operands: Vec<Type>) -> Vec<Tensor> {
         let references: Vec<&Type> = operands.iter().collect();
         let types = infer(op, &references);
-        self.poison(types.unwrap_or_else(|_| vec![references.first().map_or_else(
-            || Type::scalar(DType::F32),
-            |&ty| ty.clone(),
-        )]))
+        self.poison(types.unwrap_or_else(|_| {
+            vec![references.first().map_or_else(|| Type::scalar(DType::F32), |&ty| ty.clone())]
+        }))
     }
 
     /// What a tensor is, for people: its type, and its name or the line that made it.
@@ -416,7 +415,6 @@ impl Drop for Open {
 pub(crate) fn lifted(tensors: &[Tensor]) -> Result<Option<Vec<Value>>> {
     with(|recording| tensors.iter().map(|&tensor| recording.lift(tensor)).collect()).unwrap_or(Ok(None))
 }
-
 
 /// A traced function.
 #[derive(Debug)]

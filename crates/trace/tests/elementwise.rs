@@ -34,7 +34,11 @@ fn unary_methods_are_their_functions() {
         ("pow ½", |x| (x + 2.0).pow(0.5), |x| (x + 2.0).sqrt()),
         ("relu", |x| x.relu(), |x| x.max(0.0)),
         ("silu", |x| x.silu(), |x| x / (1.0 + (-x).exp())),
-        ("softplus", |x| (x * 400.0).softplus(), |x| if x > 1.0 { 400.0 * x } else { (400.0 * x).exp().ln_1p() }),
+        (
+            "softplus",
+            |x| (x * 400.0).softplus(),
+            |x| if x > 1.0 { 400.0 * x } else { (400.0 * x).exp().ln_1p() },
+        ),
         (
             "gelu_tanh",
             |x| x.gelu_tanh(),
@@ -92,8 +96,7 @@ fn two_tensors_broadcast() {
     for (f, expected) in cases {
         let (ty, found) = evaluate(&both, |t| f(t[0], t[1]));
         assert_eq!(ty.shape, [3, 4, 2]);
-        let expected =
-            common::build(&[3, 4, 2], |i| expected(x.2[2 * i[0] + i[2]], y.2[i[1]]));
+        let expected = common::build(&[3, 4, 2], |i| expected(x.2[2 * i[0] + i[2]], y.2[i[1]]));
         assert_close(&found, &expected);
     }
 }

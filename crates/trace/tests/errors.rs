@@ -71,7 +71,12 @@ fn a_capture_with_another_number_of_indices() {
             .score(|s, at| s + t[1].at([at.head, at.query - at.key + 7]))
             .call()
     });
-    check(found, "shape", line!() - 3, &["captured array", "3 indices", "2 found", "`bias`: f32[4, 15, 1]", "index every axis"]);
+    check(
+        found,
+        "shape",
+        line!() - 3,
+        &["captured array", "3 indices", "2 found", "`bias`: f32[4, 15, 1]", "index every axis"],
+    );
     let found = error(&inputs, |t| {
         flex_attention(&t[0], &t[0], &t[0])
             .score(|s, at| s + t[1].at([at.head, at.query, at.key, at.key]))
@@ -139,7 +144,12 @@ fn a_value_of_a_score_function_stays_inside() {
 fn ordinary_operations_name_their_operands() {
     let inputs = [floats("x", &[2, 3]), floats("y", &[4]), typed("i", DType::I64, &[2])];
     let found = error(&inputs, |t| t[0] + t[1]);
-    check(found, "shape", line!() - 1, &["add: right: axis 0", "1 or 3", "4 found", "`x`: f32[2, 3]", "`y`: f32[4]"]);
+    check(
+        found,
+        "shape",
+        line!() - 1,
+        &["add: right: axis 0", "1 or 3", "4 found", "`x`: f32[2, 3]", "`y`: f32[4]"],
+    );
     let found = error(&inputs, |t| t[0] * t[2]);
     check(found, "dtype", line!() - 1, &["mul", "f32 expected, i64 found", "cast"]);
     let found = error(&inputs, |t| t[2] + 0.5);

@@ -177,10 +177,12 @@ fn buckets_are_exact_then_logarithmic() {
 fn log_sum_exp_and_maximum_come_out() {
     let inputs = [random("q", &[1, 1, 3, 2], 1), random("k", &[1, 1, 4, 2], 2)];
     let found = evaluate_all(&inputs, |t| {
-        let (output, lse, maximum) = flex_attention(&t[0], &t[1], &t[1]).scale(1.0).mask(causal).call_with_max();
+        let (output, lse, maximum) =
+            flex_attention(&t[0], &t[1], &t[1]).scale(1.0).mask(causal).call_with_max();
         vec![output, lse, maximum]
     });
-    let score = |q: usize, k: usize| (0..2).map(|d| inputs[0].2[2 * q + d] * inputs[1].2[2 * k + d]).sum::<f64>();
+    let score =
+        |q: usize, k: usize| (0..2).map(|d| inputs[0].2[2 * q + d] * inputs[1].2[2 * k + d]).sum::<f64>();
     assert_close(&found[1].1, &build(&[3], |q| (0..=q[0]).map(|k| score(q[0], k).exp()).sum::<f64>().ln()));
     assert_close(&found[2].1, &build(&[3], |q| (0..=q[0]).map(|k| score(q[0], k)).fold(f64::MIN, f64::max)));
 }
@@ -204,9 +206,8 @@ fn random_numbers_are_uniform_normal_and_repeatable() {
         assert!((mean(uniform) - 0.5).abs() < 0.02 && (variance(uniform) - 1.0 / 12.0).abs() < 0.005);
     }
     assert!(mean(&first[1].1).abs() < 0.06 && (variance(&first[1].1) - 1.0).abs() < 0.08);
-    let (_, dropped) = evaluate(&[], |_| {
-        tilewright_trace::ones([4000], DType::F32).dropout(0.25, &Key::new(5))
-    });
+    let (_, dropped) =
+        evaluate(&[], |_| tilewright_trace::ones([4000], DType::F32).dropout(0.25, &Key::new(5)));
     assert!(dropped.iter().all(|&x| x == 0.0 || (x - 4.0 / 3.0).abs() < 1e-9));
     assert!((mean(&dropped) - 1.0).abs() < 0.04);
 }

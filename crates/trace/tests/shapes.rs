@@ -5,8 +5,8 @@ mod common;
 use common::{assert_close, build, each, evaluate, evaluate_all, integers, place, random};
 use tilewright_ir::DType;
 use tilewright_trace::{
-    REST, Tensor, arange, associative_scan, concatenate, constant, cross_entropy, einsum, eye, full, iota, ones,
-    stack, zeros,
+    REST, Tensor, arange, associative_scan, concatenate, constant, cross_entropy, einsum, eye, full, iota,
+    ones, stack, zeros,
 };
 
 const SHAPE: [usize; 3] = [2, 3, 4];
@@ -44,19 +44,24 @@ fn movement() {
     moves(|x| x.roll(1, 1), &SHAPE, |i| [i[0], (i[1] + 2) % 3, i[2]]);
     moves(|x| x.roll(-5, 2), &SHAPE, |i| [i[0], i[1], (i[2] + 1) % 4]);
     moves(|x| concatenate(&[x, x.slice(1, ..1)], 1), &[2, 4, 4], |i| [i[0], i[1] % 3, i[2]]);
-    moves(|x| stack(&[x, x.flip(0)], 1), &[2, 2, 3, 4], |i| {
-        [if i[1] == 1 { 1 - i[0] } else { i[0] }, i[2], i[3]]
-    });
+    moves(
+        |x| stack(&[x, x.flip(0)], 1),
+        &[2, 2, 3, 4],
+        |i| [if i[1] == 1 { 1 - i[0] } else { i[0] }, i[2], i[3]],
+    );
 }
 
 #[test]
 fn padding_and_triangles() {
     let x = random("x", &SHAPE, 6);
     let (_, padded) = evaluate(&[x.clone()], |t| t[0].pad(1, 1, 2, -1));
-    assert_close(&padded, &build(&[2, 6, 4], |i| match i[1] {
-        1..=3 => x.2[place(&SHAPE, &[i[0], i[1] - 1, i[2]])],
-        _ => -1.0,
-    }));
+    assert_close(
+        &padded,
+        &build(&[2, 6, 4], |i| match i[1] {
+            1..=3 => x.2[place(&SHAPE, &[i[0], i[1] - 1, i[2]])],
+            _ => -1.0,
+        }),
+    );
     let (_, lower) = evaluate(&[x.clone()], |t| t[0].tril(1));
     assert_close(&lower, &build(&SHAPE, |i| if i[2] <= i[1] + 1 { x.2[place(&SHAPE, i)] } else { 0.0 }));
     let (_, upper) = evaluate(&[x.clone()], |t| t[0].triu(0));
@@ -77,8 +82,16 @@ fn creation() {
             ones([1], DType::Bool),
         ]
     });
-    let expected: [&[f64]; 8] =
-        [&[0., 0.], &[1., 1.], &[2.5, 2.5], &[0., 1., 0., 1.], &[0., 1., 2.], &[1., 0., 0., 1.], &[3., 4.], &[1.]];
+    let expected: [&[f64]; 8] = [
+        &[0., 0.],
+        &[1., 1.],
+        &[2.5, 2.5],
+        &[0., 1., 0., 1.],
+        &[0., 1., 2.],
+        &[1., 0., 0., 1.],
+        &[3., 4.],
+        &[1.],
+    ];
     for ((_, found), expected) in outputs.iter().zip(expected) {
         assert_eq!(found, expected);
     }
@@ -99,12 +112,14 @@ fn reductions() {
         (|x| x.gt(1.0).any([1, 2]), |row| row.iter().any(|&x| x > 1.0) as u8 as f64),
         (|x| x.gt(-1.9).all([1, 2]), |row| row.iter().all(|&x| x > -1.9) as u8 as f64),
         (|x| x.log_sum_exp([1, 2]), |row| row.iter().map(|x| x.exp()).sum::<f64>().ln()),
-        (|x| x.reshape([2, -1]).argmax(-1), |row| {
-            (0..row.len()).max_by(|&a, &b| row[a].total_cmp(&row[b])).unwrap() as f64
-        }),
-        (|x| x.reshape([2, -1]).argmin(1), |row| {
-            (0..row.len()).min_by(|&a, &b| row[a].total_cmp(&row[b])).unwrap() as f64
-        }),
+        (
+            |x| x.reshape([2, -1]).argmax(-1),
+            |row| (0..row.len()).max_by(|&a, &b| row[a].total_cmp(&row[b])).unwrap() as f64,
+        ),
+        (
+            |x| x.reshape([2, -1]).argmin(1),
+            |row| (0..row.len()).min_by(|&a, &b| row[a].total_cmp(&row[b])).unwrap() as f64,
+        ),
     ];
     for (f, expected) in cases {
         let (ty, found) = evaluate(&[x.clone()], |t| f(t[0]));
@@ -114,7 +129,8 @@ fn reductions() {
     let (_, means) = evaluate(&[x.clone()], |t| t[0].mean([1, 2]));
     assert_close(&means, &rows.iter().map(|row| mean(row)).collect::<Vec<_>>());
     let (_, variances) = evaluate(&[x.clone()], |t| t[0].var([1, 2]));
-    let variance = |row: &Vec<f64>| row.iter().map(|x| (x - mean(row)).powi(2)).sum::<f64>() / row.len() as f64;
+    let variance =
+        |row: &Vec<f64>| row.iter().map(|x| (x - mean(row)).powi(2)).sum::<f64>() / row.len() as f64;
     assert_close(&variances, &rows.iter().map(variance).collect::<Vec<_>>());
     let (ty, total) = evaluate(&[x.clone()], |t| t[0].sum(..));
     assert_eq!(ty.rank(), 0);
@@ -193,20 +209,30 @@ fn einstein_sums() {
     let both = [x.clone(), y.clone()];
     let at = |x: &[f64], shape: &[usize], index: [usize; 3]| x[place(shape, &index)];
     let (_, found) = evaluate(&both, |t| einsum("bqd,kdb->qbk", t));
-    assert_close(&found, &build(&[3, 2, 5], |i| {
-        (0..4).map(|d| at(&x.2, &x.1.shape, [i[1], i[0], d]) * at(&y.2, &y.1.shape, [i[2], d, i[1]])).sum()
-    }));
+    assert_close(
+        &found,
+        &build(&[3, 2, 5], |i| {
+            (0..4)
+                .map(|d| at(&x.2, &x.1.shape, [i[1], i[0], d]) * at(&y.2, &y.1.shape, [i[2], d, i[1]]))
+                .sum()
+        }),
+    );
     let (_, found) = evaluate(&[x.clone()], |t| einsum("abc->ca", t));
     assert_close(&found, &build(&[4, 2], |i| (0..3).map(|b| at(&x.2, &x.1.shape, [i[1], b, i[0]])).sum()));
     let w = random("w", &[3], 17);
     let (_, found) = evaluate(&[x.clone(), y.clone(), w.clone()], |t| einsum("bqd, kdb, q -> dk", t));
-    assert_close(&found, &build(&[4, 5], |i| {
-        let mut sum = 0.0;
-        each(&[2, 3], |j| {
-            sum += at(&x.2, &x.1.shape, [j[0], j[1], i[0]]) * at(&y.2, &y.1.shape, [i[1], i[0], j[0]]) * w.2[j[1]]
-        });
-        sum
-    }));
+    assert_close(
+        &found,
+        &build(&[4, 5], |i| {
+            let mut sum = 0.0;
+            each(&[2, 3], |j| {
+                sum += at(&x.2, &x.1.shape, [j[0], j[1], i[0]])
+                    * at(&y.2, &y.1.shape, [i[1], i[0], j[0]])
+                    * w.2[j[1]]
+            });
+            sum
+        }),
+    );
 }
 
 #[test]
@@ -225,14 +251,18 @@ fn indexing() {
     let (ty, found) = evaluate(&all, |t| t[0].take(t[2], 1));
     assert_eq!(ty.shape, [2, 2, 1, 4]);
     assert_close(&found, &build(&[2, 2, 1, 4], |k| x.2[place(&SHAPE, &[k[0], column(k[1]), k[3]])]));
-    let (_, found) = evaluate(&all, |t| t[0].take_along_axis(t[2].broadcast_to([2, 2, 4]).slice(1, ..1), 1).squeeze(1));
+    let (_, found) =
+        evaluate(&all, |t| t[0].take_along_axis(t[2].broadcast_to([2, 2, 4]).slice(1, ..1), 1).squeeze(1));
     assert_close(&found, &build(&[2, 4], |k| x.2[place(&SHAPE, &[k[0], 2, k[1]])]));
     let (_, found) = evaluate(&all, |t| t[0].scatter_add([t[2].index(1, 0)], [3, 3, 4]));
-    assert_close(&found, &build(&[3, 3, 4], |k| match k[0] {
-        2 => x.2[place(&SHAPE, &[0, k[1], k[2]])],
-        0 => x.2[place(&SHAPE, &[1, k[1], k[2]])],
-        _ => 0.0,
-    }));
+    assert_close(
+        &found,
+        &build(&[3, 3, 4], |k| match k[0] {
+            2 => x.2[place(&SHAPE, &[0, k[1], k[2]])],
+            0 => x.2[place(&SHAPE, &[1, k[1], k[2]])],
+            _ => 0.0,
+        }),
+    );
     let (_, found) = evaluate(&[j], |t| t[0].squeeze(1).one_hot(3, DType::F32));
     assert_eq!(found, [0.0, 0.0, 1.0, 1.0, 0.0, 0.0]);
 }
@@ -246,9 +276,12 @@ fn norms_and_cross_entropy() {
     let variance = |i: usize| row(i).iter().map(|x| (x - mean(i)).powi(2)).sum::<f64>() / 4.0;
     let square = |i: usize| row(i).iter().map(|x| x * x).sum::<f64>() / 4.0;
     let (_, found) = evaluate(&all, |t| t[0].layer_norm(t[1], t[2], 1e-5));
-    assert_close(&found, &build(&[3, 4], |i| {
-        (row(i[0])[i[1]] - mean(i[0])) / (variance(i[0]) + 1e-5).sqrt() * gain.2[i[1]] + bias.2[i[1]]
-    }));
+    assert_close(
+        &found,
+        &build(&[3, 4], |i| {
+            (row(i[0])[i[1]] - mean(i[0])) / (variance(i[0]) + 1e-5).sqrt() * gain.2[i[1]] + bias.2[i[1]]
+        }),
+    );
     let (_, found) = evaluate(&all, |t| t[0].rms_norm(t[1], 1e-6));
     assert_close(&found, &build(&[3, 4], |i| row(i[0])[i[1]] / (square(i[0]) + 1e-6).sqrt() * gain.2[i[1]]));
     let targets = integers("targets", &[3], &[3, 0, 1]);

@@ -26,9 +26,8 @@ pub fn random_f32(shape: &[usize], seed: u64) -> Array {
 
 /// What the program gives for arrays, by the reference interpreter.
 pub fn reference(program: &Program, inputs: &[Array]) -> Vec<Vec<f64>> {
-    let convert = |array: &Array| {
-        tilewright_interp::Array::from_bytes(array.ty().clone(), &array.to_bytes().unwrap())
-    };
+    let convert =
+        |array: &Array| tilewright_interp::Array::from_bytes(array.ty().clone(), &array.to_bytes().unwrap());
     let inputs: Vec<_> = inputs.iter().map(convert).collect();
     let outputs = run(&program.traced, &inputs, Precision::Exact).unwrap_or_else(|error| panic!("{error}"));
     outputs.iter().map(|array| array.to_f64s()).collect()
