@@ -117,7 +117,7 @@ fn identity_at_awkward_lengths() {
 #[test]
 fn every_function_with_and_without_a_mask() {
     let masks = masks();
-    let shape = shape(2, 2, 150, 170, 16);
+    let shape = shape(2, 2, 75, 140, 8);
     for (i, function) in captured(shape).iter().chain(&[squared(), softcap()]).enumerate() {
         for mask in &masks {
             run_and_check(&call(shape, DType::F32, function, mask), i as u64);
@@ -128,7 +128,7 @@ fn every_function_with_and_without_a_mask() {
 #[test]
 fn every_type() {
     let masks = masks();
-    let shape = shape(1, 2, 70, 150, 32);
+    let shape = shape(1, 2, 70, 135, 8);
     for dtype in [DType::F64, DType::BF16, DType::F16] {
         let functions = captured(shape);
         for (i, function) in functions.iter().chain(&[identity(), squared(), softcap()]).enumerate() {
@@ -141,8 +141,8 @@ fn every_type() {
 fn grouped_heads_and_shared_keys_and_unequal_sizes() {
     let masks = masks();
     for (i, (key_batch, key_heads)) in [(1, 4), (3, 2), (1, 1), (3, 1)].into_iter().enumerate() {
-        let shape = AttentionShape { key_batch, key_heads, value_size: 40, ..shape(3, 4, 90, 140, 20) };
-        for (j, function) in captured(shape).iter().enumerate() {
+        let shape = AttentionShape { key_batch, key_heads, value_size: 18, ..shape(3, 4, 37, 140, 10) };
+        for (j, function) in captured(shape).iter().enumerate().skip(i).step_by(2) {
             run_and_check(&call(shape, DType::F32, function, &masks[(i + j) % masks.len()]), i as u64);
         }
     }
@@ -165,7 +165,7 @@ fn any_order_in_memory() {
 #[test]
 fn any_size_of_blocks() {
     let masks = masks();
-    let shape = shape(1, 2, 300, 310, 8);
+    let shape = shape(1, 2, 200, 210, 4);
     let functions = captured(shape);
     for (i, blocks) in [(128, 128), (32, 32), (32, 128), (100, 30), (7, 200)].into_iter().enumerate() {
         for mask in &masks[1..] {
@@ -178,7 +178,7 @@ fn any_size_of_blocks() {
 #[test]
 fn every_instruction_set() {
     let masks = masks();
-    let shape = shape(1, 2, 90, 150, 20);
+    let shape = shape(1, 2, 70, 150, 9);
     for isa in Isa::available() {
         for dtype in [DType::F32, DType::F64] {
             for (i, function) in captured(shape).iter().chain(&[identity(), softcap()]).enumerate() {
@@ -192,14 +192,14 @@ fn every_instruction_set() {
 #[test]
 fn the_same_bits_for_any_number_of_threads() {
     let masks = masks();
-    let shape = AttentionShape { key_heads: 2, ..shape(2, 4, 200, 700, 16) };
+    let shape = AttentionShape { key_heads: 2, ..shape(2, 4, 70, 300, 8) };
     for function in captured(shape) {
         for mask in &masks[..2] {
             let inputs = inputs(&shape, DType::F32, function.table.iter().product(), 7);
             let run =
                 |threads| Call { threads, ..call(shape, DType::F32, &function, mask) }.run(&inputs).unwrap();
             let one = run(1);
-            for threads in [1, 2, 3, 8] {
+            for threads in [2, 3, 8] {
                 let other = run(threads);
                 for ((name, x), (_, y)) in one.named().into_iter().zip(other.named()) {
                     let bits = |x: &[f64]| x.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
