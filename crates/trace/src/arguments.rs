@@ -57,7 +57,7 @@ pub trait Dims {
         }
         let known: Vec<usize> = dims.iter().copied().flatten().collect();
         let count = element_count(&known)?;
-        if open > 1 || count == 0 || elements % count != 0 {
+        if open > 1 || count == 0 || !elements.is_multiple_of(count) {
             let found = format!("{known:?} and {open} open");
             return Err(Error::shape(
                 "shape",

@@ -194,7 +194,7 @@ impl Tensor {
         let ty = self.ty();
         let resolved = self.axis(axis).and_then(|axis| {
             let extent = ty.shape[axis];
-            if parts == 0 || extent % parts != 0 {
+            if parts == 0 || !extent.is_multiple_of(parts) {
                 return Err(Error::axis("operand", axis, format!("a multiple of {parts}"), extent));
             }
             Ok((axis, extent / parts))

@@ -71,12 +71,8 @@ fn a_capture_with_another_number_of_indices() {
             .score(|s, at| s + t[1].at([at.head, at.query - at.key + 7]))
             .call()
     });
-    check(
-        found,
-        "shape",
-        line!() - 3,
-        &["captured array", "3 indices", "2 found", "`bias`: f32[4, 15, 1]", "index every axis"],
-    );
+    let parts = ["captured array", "3 indices", "2 found", "`bias`: f32[4, 15, 1]", "index every axis"];
+    check(found, "shape", line!() - 4, &parts);
     let found = error(&inputs, |t| {
         flex_attention(&t[0], &t[0], &t[0])
             .score(|s, at| s + t[1].at([at.head, at.query, at.key, at.key]))
@@ -144,12 +140,8 @@ fn a_value_of_a_score_function_stays_inside() {
 fn ordinary_operations_name_their_operands() {
     let inputs = [floats("x", &[2, 3]), floats("y", &[4]), typed("i", DType::I64, &[2])];
     let found = error(&inputs, |t| t[0] + t[1]);
-    check(
-        found,
-        "shape",
-        line!() - 1,
-        &["add: right: axis 0", "1 or 3", "4 found", "`x`: f32[2, 3]", "`y`: f32[4]"],
-    );
+    let parts = ["add: right: axis 0", "1 or 3", "4 found", "`x`: f32[2, 3]", "`y`: f32[4]"];
+    check(found, "shape", line!() - 2, &parts);
     let found = error(&inputs, |t| t[0] * t[2]);
     check(found, "dtype", line!() - 1, &["mul", "f32 expected, i64 found", "cast"]);
     let found = error(&inputs, |t| t[2] + 0.5);
@@ -202,14 +194,14 @@ fn a_panic_leaves_the_library_usable() {
         });
         let message = *panic.unwrap_err().downcast::<&str>().unwrap();
         assert!(message.starts_with("in the"));
-        let (_, found) = evaluate(&[random("x", &[1], 1)], |t| t[0] * 0 + 1);
+        let (_, found) = evaluate(&[random("x", &[1], 1)], |t| t[0] * 0.0 + 1);
         assert_eq!(found, [1.0]);
     }
     // Also inside a recording that goes on.
     let (_, found) = evaluate(&[random("x", &[2], 1)], |t| {
         let attempt = std::panic::AssertUnwindSafe(|| associative_scan(t[0], 0, |_, _| panic!("no")).call());
         assert!(std::panic::catch_unwind(attempt).is_err());
-        t[0] * 0 + 2
+        t[0] * 0.0 + 2
     });
     assert_eq!(found, [2.0, 2.0]);
 }
@@ -229,10 +221,10 @@ fn a_hundred_thousand_operations_do_not_overflow_a_stack() {
 #[test]
 fn recordings_nest() {
     let (_, found) = evaluate(&[random("x", &[2], 1)], |t| {
-        let (_, inner) = evaluate(&[random("y", &[1], 2)], |u| u[0] * 0 + 3);
+        let (_, inner) = evaluate(&[random("y", &[1], 2)], |u| u[0] * 0.0 + 3);
         let wrong = error(&[random("y", &[1], 2)], |u| u[0] + t[0]);
         assert_eq!(wrong.code(), "trace");
-        t[0] * 0 + inner[0]
+        t[0] * 0.0 + inner[0]
     });
     assert_eq!(found, [3.0, 3.0]);
 }

@@ -158,7 +158,7 @@ fn buckets_are_exact_then_logarithmic() {
     let biases = |bidirectional: bool| {
         // With zero scores and one key, the log-sum-exp of each query is its bucket's bias: the bucket's number.
         let found = evaluate_all(&inputs, |t| {
-            let zero = t[0] * 0;
+            let zero = t[0] * 0.0;
             let table = tilewright_trace::arange(8, DType::F64).unsqueeze(0);
             let (_, lse) = flex_attention(&zero, &zero.slice(2, ..1), &zero.slice(2, ..1))
                 .score(tilewright_trace::mods::bucketed(table, bidirectional, 16))

@@ -2,6 +2,8 @@
 
 mod common;
 
+use std::slice::from_ref;
+
 use common::{assert_close, build, each, evaluate, evaluate_all, integers, place, random};
 use tilewright_ir::DType;
 use tilewright_trace::{
@@ -15,7 +17,7 @@ const SHAPE: [usize; 3] = [2, 3, 4];
 #[track_caller]
 fn moves(f: impl FnOnce(Tensor) -> Tensor, shape: &[usize], from: impl Fn(&[usize]) -> [usize; 3]) {
     let x = random("x", &SHAPE, 5);
-    let (ty, found) = evaluate(&[x.clone()], |t| f(t[0]));
+    let (ty, found) = evaluate(from_ref(&x), |t| f(t[0]));
     assert_eq!(ty.shape, shape);
     assert_close(&found, &build(shape, |index| x.2[place(&SHAPE, &from(index))]));
 }
@@ -54,7 +56,7 @@ fn movement() {
 #[test]
 fn padding_and_triangles() {
     let x = random("x", &SHAPE, 6);
-    let (_, padded) = evaluate(&[x.clone()], |t| t[0].pad(1, 1, 2, -1));
+    let (_, padded) = evaluate(from_ref(&x), |t| t[0].pad(1, 1, 2, -1));
     assert_close(
         &padded,
         &build(&[2, 6, 4], |i| match i[1] {
@@ -62,9 +64,9 @@ fn padding_and_triangles() {
             _ => -1.0,
         }),
     );
-    let (_, lower) = evaluate(&[x.clone()], |t| t[0].tril(1));
+    let (_, lower) = evaluate(from_ref(&x), |t| t[0].tril(1));
     assert_close(&lower, &build(&SHAPE, |i| if i[2] <= i[1] + 1 { x.2[place(&SHAPE, i)] } else { 0.0 }));
-    let (_, upper) = evaluate(&[x.clone()], |t| t[0].triu(0));
+    let (_, upper) = evaluate(from_ref(&x), |t| t[0].triu(0));
     assert_close(&upper, &build(&SHAPE, |i| if i[2] >= i[1] { x.2[place(&SHAPE, i)] } else { 0.0 }));
 }
 
@@ -122,17 +124,17 @@ fn reductions() {
         ),
     ];
     for (f, expected) in cases {
-        let (ty, found) = evaluate(&[x.clone()], |t| f(t[0]));
+        let (ty, found) = evaluate(from_ref(&x), |t| f(t[0]));
         assert_eq!(ty.shape, [2]);
         assert_close(&found, &rows.iter().map(|row| expected(row)).collect::<Vec<_>>());
     }
-    let (_, means) = evaluate(&[x.clone()], |t| t[0].mean([1, 2]));
+    let (_, means) = evaluate(from_ref(&x), |t| t[0].mean([1, 2]));
     assert_close(&means, &rows.iter().map(|row| mean(row)).collect::<Vec<_>>());
-    let (_, variances) = evaluate(&[x.clone()], |t| t[0].var([1, 2]));
+    let (_, variances) = evaluate(from_ref(&x), |t| t[0].var([1, 2]));
     let variance =
         |row: &Vec<f64>| row.iter().map(|x| (x - mean(row)).powi(2)).sum::<f64>() / row.len() as f64;
     assert_close(&variances, &rows.iter().map(variance).collect::<Vec<_>>());
-    let (ty, total) = evaluate(&[x.clone()], |t| t[0].sum(..));
+    let (ty, total) = evaluate(from_ref(&x), |t| t[0].sum(..));
     assert_eq!(ty.rank(), 0);
     assert_close(&total, &[x.2.iter().sum()]);
     for (f, shape) in [
@@ -141,13 +143,13 @@ fn reductions() {
         (|x| x.var_keep(-1), [2, 3, 1]),
         (|x| x.sum_keep(..), [1, 1, 1]),
     ] {
-        assert_eq!(evaluate(&[x.clone()], |t| f(t[0])).0.shape, shape);
+        assert_eq!(evaluate(from_ref(&x), |t| f(t[0])).0.shape, shape);
     }
 }
 
 #[test]
 fn log_sum_exp_and_softmax_keep_extremes() {
-    let big = |x: f64| move |t: &[Tensor]| (t[0] * 0 + x).log_sum_exp(-1);
+    let big = |x: f64| move |t: &[Tensor]| (t[0] * 0.0 + x).log_sum_exp(-1);
     let input = || [random("x", &[2], 8)];
     assert_eq!(evaluate(&input(), big(f64::NEG_INFINITY)).1, [f64::NEG_INFINITY]);
     assert_close(&evaluate(&input(), big(1000.0)).1, &[1000.0 + 2f64.ln()]);
@@ -160,15 +162,16 @@ fn log_sum_exp_and_softmax_keep_extremes() {
 #[test]
 fn running_sums_and_recurrences() {
     let x = random("x", &SHAPE, 10);
-    let (_, sums) = evaluate(&[x.clone()], |t| t[0].cumulative_sum(1));
+    let (_, sums) = evaluate(from_ref(&x), |t| t[0].cumulative_sum(1));
     assert_close(&sums, &build(&SHAPE, |i| (0..=i[1]).map(|j| x.2[place(&SHAPE, &[i[0], j, i[2]])]).sum()));
 
     let gate = random("gate", &[4], 11);
     let found = evaluate_all(&[x.clone(), gate.clone()], |t| {
         let decay = t[0].sigmoid();
-        let (_, y) = associative_scan((decay, t[0]), 1, |l, r| (l.0 * r.0, r.0 * l.1 + r.1 * (t[1] * 0 + 1)))
-            .reverse()
-            .call();
+        let (_, y) =
+            associative_scan((decay, t[0]), 1, |l, r| (l.0 * r.0, r.0 * l.1 + r.1 * (t[1] * 0.0 + 1)))
+                .reverse()
+                .call();
         vec![y]
     });
     let mut expected = x.2.clone();
@@ -198,7 +201,7 @@ fn matrix_products() {
     assert_close(&found, &expected);
     let (ty, _) = evaluate(&[row.clone(), y], |t| t[0].matmul(t[1]));
     assert_eq!(ty.shape, [5, 2]);
-    let (ty, found) = evaluate(&[row.clone()], |t| t[0].dot(t[0]) - t[0].matmul(t[0]));
+    let (ty, found) = evaluate(from_ref(&row), |t| t[0].dot(t[0]) - t[0].matmul(t[0]));
     assert_eq!(ty.rank(), 0);
     assert_close(&found, &[0.0]);
 }
@@ -217,7 +220,7 @@ fn einstein_sums() {
                 .sum()
         }),
     );
-    let (_, found) = evaluate(&[x.clone()], |t| einsum("abc->ca", t));
+    let (_, found) = evaluate(from_ref(&x), |t| einsum("abc->ca", t));
     assert_close(&found, &build(&[4, 2], |i| (0..3).map(|b| at(&x.2, &x.1.shape, [i[1], b, i[0]])).sum()));
     let w = random("w", &[3], 17);
     let (_, found) = evaluate(&[x.clone(), y.clone(), w.clone()], |t| einsum("bqd, kdb, q -> dk", t));
