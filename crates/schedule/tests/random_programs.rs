@@ -2,7 +2,7 @@
 
 mod support;
 
-use tilewright_generate::{Config, random_graph, random_inputs};
+use tilewright_generate::{Config, Random, random_graph, random_inputs};
 use tilewright_interp::{Array, Precision};
 use tilewright_ir::{DType, Graph, Scalar};
 use tilewright_schedule::{Layout, lower, simplify};
@@ -66,4 +66,57 @@ fn packed_inputs() {
             check(&graph, &layouts, &memory, &inputs, &format!("{dtype} seed {seed}"));
         }
     }
+}
+
+/// Inputs with gaps, backwards, transposed and repeated are read where they lie.
+#[test]
+fn strided_inputs() {
+    let config = Config { operations: 12, dtype: DType::F64, ..Config::default() };
+    for seed in 0..150 {
+        let graph = random_graph(seed, &config);
+        let mut random = Random::new(seed);
+        let mut inputs = random_inputs(&graph, seed);
+        let (mut layouts, mut memory) = (Vec::new(), Vec::new());
+        for input in &mut inputs {
+            let (layout, elements) = scattered(&mut random, input);
+            layouts.push(layout);
+            memory.push(elements);
+        }
+        check(&graph, &layouts, &memory, &inputs, &format!("seed {seed}"));
+    }
+}
+
+/// A random layout, and memory in which the array lies so. Where the layout repeats an axis, the array
+/// is made to repeat too.
+fn scattered(random: &mut Random, array: &mut Array) -> (Layout, Vec<Scalar>) {
+    let shape = array.ty().shape.clone();
+    let mut order: Vec<usize> = (0..shape.len()).collect();
+    order.sort_by_key(|_| random.below(1000));
+    let (mut layout, mut size) = (Layout { strides: vec![0; shape.len()], offset: 3 }, 1);
+    for axis in order {
+        let reach = size as isize * (shape[axis] as isize - 1).max(0);
+        match random.below(4) {
+            0 => continue,
+            1 => (layout.strides[axis], layout.offset) = (-(size as isize), layout.offset + reach),
+            _ => layout.strides[axis] = size as isize,
+        }
+        size = (size * shape[axis].max(1)) + random.below(3) as usize;
+    }
+    let place = |position: usize| {
+        let (mut rest, mut at) = (position, layout.offset);
+        for (&extent, &stride) in shape.iter().zip(&layout.strides).rev() {
+            at += stride * (rest % extent) as isize;
+            rest /= extent;
+        }
+        at as usize
+    };
+    let mut memory = vec![Scalar::Integer(0); size + 8];
+    for (position, element) in elements(array).into_iter().enumerate() {
+        memory[place(position)] = element;
+    }
+    let bytes: Vec<u8> = (0..array.ty().elements())
+        .flat_map(|position| memory[place(position)].to_bytes(array.ty().dtype))
+        .collect();
+    *array = Array::from_bytes(array.ty().clone(), &bytes);
+    (layout, memory)
 }
