@@ -84,7 +84,11 @@ pub fn trigram_bits_per_byte(text: &Text) -> f64 {
     };
     for i in 2..text.training.len() {
         for (order, table) in counts.iter_mut().enumerate() {
-            *table.entry(context(&text.training, i, order)).or_default().entry(text.training[i]).or_default() += 1;
+            *table
+                .entry(context(&text.training, i, order))
+                .or_default()
+                .entry(text.training[i])
+                .or_default() += 1;
         }
     }
     let mut bits = 0.0;

@@ -73,7 +73,8 @@ fn run(arguments: &Arguments) -> Result<(), Box<dyn std::error::Error>> {
     ctrlc::set_handler(move || asked.store(true, Ordering::Relaxed))?;
     std::fs::create_dir_all(&arguments.out)?;
 
-    let repository = Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the examples stand in the repository");
+    let repository =
+        Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the examples stand in the repository");
     let path = arguments.text.clone().unwrap_or_else(|| repository.to_owned());
     let text = Text::read(&path)?;
     let config = match arguments.quick {
@@ -82,7 +83,9 @@ fn run(arguments: &Arguments) -> Result<(), Box<dyn std::error::Error>> {
     };
     if text.training.len().min(text.held_out.len()) <= config.context + 1 {
         let size = text.training.len() + text.held_out.len();
-        return Err(format!("{}: {size} bytes are too few to train on and to hold some out", path.display()).into());
+        return Err(
+            format!("{}: {size} bytes are too few to train on and to hold some out", path.display()).into()
+        );
     }
     println!(
         "{}: {} bytes to learn from, {} held out",
@@ -111,11 +114,16 @@ fn run(arguments: &Arguments) -> Result<(), Box<dyn std::error::Error>> {
     report(&outcomes, &text, arguments)
 }
 
-fn report(outcomes: &[Outcome], text: &Text, arguments: &Arguments) -> Result<(), Box<dyn std::error::Error>> {
+fn report(
+    outcomes: &[Outcome],
+    text: &Text,
+    arguments: &Arguments,
+) -> Result<(), Box<dyn std::error::Error>> {
     println!("\nheld-out text, bits per byte");
     println!("  {:<34} {:.3}", "byte trigrams (Witten-Bell)", trigram_bits_per_byte(text));
     for outcome in outcomes {
-        let what = if outcome.name == "biases" { "learned relative biases" } else { "the same without biases" };
+        let what =
+            if outcome.name == "biases" { "learned relative biases" } else { "the same without biases" };
         println!("  {what:<34} {:.3}", outcome.held_out_bits);
     }
     pictures::draw(outcomes, &arguments.out)?;

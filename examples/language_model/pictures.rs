@@ -14,7 +14,9 @@ pub fn draw(outcomes: &[Outcome], folder: &Path) -> Result<(), Box<dyn std::erro
         .collect();
     line_chart(&folder.join("loss.png"), "Training loss", "step", "bits per byte", &curves)?;
 
-    let Some(with) = outcomes.iter().find(|outcome| outcome.model.layers[0].bias.is_some()) else { return Ok(()) };
+    let Some(with) = outcomes.iter().find(|outcome| outcome.model.layers[0].bias.is_some()) else {
+        return Ok(());
+    };
     let (mut maps, mut curves) = (Vec::new(), Vec::new());
     let mut heads = 1;
     for (l, layer) in with.model.layers.iter().enumerate() {
@@ -31,7 +33,13 @@ pub fn draw(outcomes: &[Outcome], folder: &Path) -> Result<(), Box<dyn std::erro
     }
     heat_maps(&folder.join("biases.png"), "Learned biases", "key", "query", heads, &maps)?;
     let (title, x) = ("Learned biases of the first layer by distance", "positions back");
-    line_chart(&folder.join("distances.png"), title, x, "added to the score", &curves[..heads.min(curves.len())])?;
+    line_chart(
+        &folder.join("distances.png"),
+        title,
+        x,
+        "added to the score",
+        &curves[..heads.min(curves.len())],
+    )?;
     Ok(())
 }
 

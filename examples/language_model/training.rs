@@ -48,7 +48,8 @@ pub fn train(run: &Run) -> Result<Option<Outcome>> {
     let file = arguments.out.join(format!("{name}.checkpoint.safetensors"));
 
     let step = compile(|(model, adam, windows): (Gpt<Tensor>, AdamState<Tensor>, Tensor)| {
-        let (loss, gradient) = value_and_grad(|model: &Gpt<Tensor>| model.bits_per_byte(&windows, heads).mean(..))(&model);
+        let (loss, gradient) =
+            value_and_grad(|model: &Gpt<Tensor>| model.bits_per_byte(&windows, heads).mean(..))(&model);
         let (gradient, _) = clip_by_global_norm(gradient, 1.0);
         let rate = cosine(adam.step, rate, steps / 20 + 1, steps);
         let (model, adam) = adamw(rate).betas(0.9, 0.95).weight_decay(0.05).update(model, adam, gradient);
@@ -66,7 +67,10 @@ pub fn train(run: &Run) -> Result<Option<Outcome>> {
     let begun = Instant::now();
     let mut saved = Instant::now();
     for number in done..steps {
-        let windows = Array::new([arguments.batch, length], &text.batch(arguments.seed, number, arguments.batch, length))?;
+        let windows = Array::new(
+            [arguments.batch, length],
+            &text.batch(arguments.seed, number, arguments.batch, length),
+        )?;
         let (loss, model, adam) = step.call((&state.model, &state.adam, &windows))?;
         losses[number] = loss.item::<f32>()?;
         state = Checkpoint { model, adam, losses: state.losses };
@@ -87,6 +91,9 @@ pub fn train(run: &Run) -> Result<Option<Outcome>> {
         }
     }
     bar.finish();
+    let seconds = begun.elapsed().as_secs_f64();
+    let tokens = (steps - done) * arguments.batch * config.context;
+    println!("{name}: {} steps in {seconds:.1} s, {:.0} tokens/s", steps - done, tokens as f64 / seconds);
     if arguments.explain {
         println!("{}", step.explain());
     }
@@ -102,7 +109,7 @@ fn start(run: &Run, file: &PathBuf) -> Result<Checkpoint<Array>> {
     let Run { config, arguments, .. } = run;
     let initialise = compile(|seed: Tensor| Gpt::new(config, &Key::new(seed)));
     let model = initialise.call(&Array::scalar(arguments.seed as i64))?;
-    let adam = adamw(0.0).new(&model)?;
+    let adam = AdamState::new(&model)?;
     let losses = Array::new([arguments.steps], &vec![f32::NAN; arguments.steps])?;
     let fresh = Checkpoint { model, adam, losses };
     if arguments.resume && file.exists() { load(file, &fresh) } else { Ok(fresh) }
@@ -113,7 +120,8 @@ fn evaluate(run: &Run, model: &Gpt<Array>) -> Result<f64> {
     let Run { config, text, arguments, .. } = run;
     let heads = config.heads;
     let length = config.context + 1;
-    let bits = compile(|(model, windows): (Gpt<Tensor>, Tensor)| model.bits_per_byte(&windows, heads).mean(..));
+    let bits =
+        compile(|(model, windows): (Gpt<Tensor>, Tensor)| model.bits_per_byte(&windows, heads).mean(..));
     let count = (text.held_out.len() / length).clamp(1, if arguments.quick { 16 } else { 160 });
     let windows = text.held_out_windows(count, length);
     let (mut total, mut measured) = (0.0, 0);

@@ -51,12 +51,14 @@ pub fn heat_maps(
                 .margin(6)
                 .x_label_area_size(26)
                 .y_label_area_size(34)
-                .build_cartesian_2d(0..columns.max(1), (0..rows.max(1)).into_segmented())?;
+                .build_cartesian_2d(0.0..columns.max(1) as f64, rows.max(1) as f64..0.0)?;
             chart
                 .configure_mesh()
                 .disable_mesh()
                 .x_labels(3)
                 .y_labels(3)
+                .x_label_formatter(&|x| format!("{x:.0}"))
+                .y_label_formatter(&|y| format!("{y:.0}"))
                 .x_desc(x)
                 .y_desc(y)
                 .label_style((FONT, 11))
