@@ -8,7 +8,7 @@ use crate::access::Affine;
 use crate::arrays::{Arrays, reach};
 use crate::fuse::{Fusion, Step, fuse};
 use crate::normalise::normalise;
-use crate::{Operand, attention, buffers, contraction, emit};
+use crate::{Operand, attention, buffers, contraction, emit, scan};
 
 /// How an input lies in the bytes that it is given in.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -64,7 +64,7 @@ pub fn lower(graph: &Graph, inputs: &[Layout]) -> Result<Plan> {
     Ok(plan)
 }
 
-fn input_elements(number: usize, layout: &Layout, shape: &[usize]) -> Result<usize> {
+pub(crate) fn input_elements(number: usize, layout: &Layout, shape: &[usize]) -> Result<usize> {
     let refused = |message: &str| {
         Error::new(ErrorKind::Layout { argument: format!("input {number}"), message: message.into() })
     };
@@ -97,7 +97,10 @@ fn single(arrays: &Arrays, id: NodeId, block_maps: &mut attention::BlockMaps) ->
         Op::FlexAttentionBackward(attention) => {
             attention::lower_backward(attention, &operands(), &results(), block_maps, origin)
         }
-        Op::AssociativeScan(_) => Err(Error::argument("program", "scans are not lowered yet")),
+        Op::AssociativeScan(scan) => {
+            let kernels = scan::lower(scan, &operands(), &results(), origin)?;
+            Ok(kernels.into_iter().map(Kernel::Scan).collect())
+        }
         Op::Constant(_)
         | Op::Iota { .. }
         | Op::Unary(_)

@@ -36,8 +36,14 @@ const EAGER_ELEMENTS: usize = 8;
 pub(crate) enum Argument {
     /// A scalar: the program's input of this number.
     Input(usize),
-    /// A small array: an input for each element, in row-major order.
-    Inputs(Vec<usize>),
+    /// A part of an array: along `axes` an input for each element, in row-major order; along its other
+    /// axes the element at the position that the program runs for, whatever the index.
+    Part {
+        /// The axes that are there element by element, ascending.
+        axes: Vec<usize>,
+        /// The inputs.
+        inputs: Vec<usize>,
+    },
     /// An array that is read by loads from the table of this number.
     Table(usize),
 }
@@ -164,18 +170,25 @@ impl<'a> Lowering<'a> {
         let kind = Kind::of(self.dtype(value));
         match &self.arguments[number] {
             Argument::Input(input) => Ok(self.builder.input(*input, kind)),
-            Argument::Inputs(inputs) => {
+            Argument::Part { axes, inputs } => {
                 let elements: Vec<Register> =
                     inputs.iter().map(|&input| self.builder.input(input, kind)).collect();
-                self.pick(&elements, value, index)
+                let shape: Vec<usize> = axes.iter().map(|&axis| self.shape(value)[axis]).collect();
+                let index: Vec<Register> = axes.iter().map(|&axis| index[axis]).collect();
+                self.pick(&elements, &shape, value, &index)
             }
             Argument::Table(table) => Ok(self.builder.push(Operation::Load(*table, index.to_vec()), kind)),
         }
     }
 
     /// The element at `index` of a value whose elements are all in registers.
-    fn pick(&mut self, elements: &[Register], value: Value, index: &[Register]) -> Result<Register> {
-        let shape = self.shape(value);
+    fn pick(
+        &mut self,
+        elements: &[Register],
+        shape: &[usize],
+        value: Value,
+        index: &[Register],
+    ) -> Result<Register> {
         let position = self.row_major(index, shape);
         if let Some(position) = self.builder.constant_value(position) {
             return Ok(elements[position.to_i64() as usize]);
@@ -281,7 +294,7 @@ impl<'a> Lowering<'a> {
         self.check_limit(2 * literal.ty().elements(), value)?;
         let elements: Vec<Register> =
             literal.elements().map(|scalar| self.builder.constant(kind, scalar)).collect();
-        self.pick(&elements, value, index)
+        self.pick(&elements, self.shape(value), value, index)
     }
 
     fn pad(
@@ -536,7 +549,7 @@ impl<'a> Lowering<'a> {
             };
             return match self.arguments[number] {
                 Argument::Table(_) => Checked::ByLoad,
-                Argument::Input(_) | Argument::Inputs(_) => Checked::No,
+                Argument::Input(_) | Argument::Part { .. } => Checked::No,
             };
         };
         match &node.op {

@@ -14,7 +14,7 @@ fn run(region: &Graph, arguments: &[Argument], arrays: &[Array]) -> Vec<Scalar> 
     for (argument, array) in arguments.iter().zip(arrays) {
         let numbers: &[usize] = match argument {
             Argument::Input(number) => std::slice::from_ref(number),
-            Argument::Inputs(numbers) => numbers,
+            Argument::Part { inputs, .. } => inputs,
             Argument::Table(_) => &[],
         };
         for (&number, scalar) in numbers.iter().zip(array.to_literal().elements()) {
@@ -52,7 +52,11 @@ fn arguments(region: &Graph, random: &mut Random) -> Vec<Argument> {
             return Argument::Table(number);
         }
         next += inputs.len();
-        if ty.rank() == 0 { Argument::Input(inputs[0]) } else { Argument::Inputs(inputs) }
+        if ty.rank() == 0 {
+            Argument::Input(inputs[0])
+        } else {
+            Argument::Part { axes: (0..ty.rank()).collect(), inputs }
+        }
     };
     region.parameter_types().into_iter().enumerate().map(|pair| argument(pair)).collect()
 }
@@ -122,7 +126,7 @@ fn an_index_of_a_computed_array_counts_from_its_end_and_is_clamped() {
     let numbers = Array::from_f64s(Type::new(DType::F64, [3]), &[1.0, 2.0, 3.0]);
     for (index, expected) in [(0, 2.0), (2, 6.0), (-1, 6.0), (-3, 2.0), (3, 6.0), (-4, 2.0)] {
         let index = Array::from_i64s(Type::scalar(DType::I32), &[index]);
-        let arguments = [Argument::Inputs(vec![0, 1, 2]), Argument::Input(3)];
+        let arguments = [Argument::Part { axes: vec![0], inputs: vec![0, 1, 2] }, Argument::Input(3)];
         assert_eq!(run(&region, &arguments, &[numbers.clone(), index]), [Scalar::Float(expected)]);
     }
 }
