@@ -25,6 +25,8 @@ pub(crate) trait Scalar: Number + Default + PartialOrd + PartialEq {
     const NEG_INFINITY: Self;
     /// Whether it is neither infinite nor NaN.
     fn is_finite(self) -> bool;
+    /// The sum.
+    fn plus(self, other: Self) -> Self;
     /// The nearest value.
     fn from_f64(x: f64) -> Self;
     /// The value.
@@ -43,6 +45,9 @@ impl Scalar for f32 {
     const NEG_INFINITY: f32 = f32::NEG_INFINITY;
     fn is_finite(self) -> bool {
         f32::is_finite(self)
+    }
+    fn plus(self, other: f32) -> f32 {
+        self + other
     }
     fn from_f64(x: f64) -> f32 {
         x as f32
@@ -78,6 +83,9 @@ impl Scalar for f64 {
     const NEG_INFINITY: f64 = f64::NEG_INFINITY;
     fn is_finite(self) -> bool {
         f64::is_finite(self)
+    }
+    fn plus(self, other: f64) -> f64 {
+        self + other
     }
     fn from_f64(x: f64) -> f64 {
         x

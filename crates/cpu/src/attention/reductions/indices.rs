@@ -133,6 +133,31 @@ impl Axes {
         evaluate::position(index, self.extents[axis]).map(|position| position * self.strides[axis])
     }
 
+    /// Adds to each flat index what the index along an axis adds; 0 for those out of range. Gives whether
+    /// there is one.
+    ///
+    /// # Safety
+    /// As many indices as there are of `flat` are at `indices`.
+    #[inline(always)]
+    pub(super) unsafe fn add<T: Copy + Into<i64>>(
+        &self,
+        axis: usize,
+        flat: &mut [usize],
+        indices: *const T,
+    ) -> bool {
+        let (extent, stride) = (self.extents[axis], self.strides[axis]);
+        let mut outside = false;
+        for (i, flat) in flat.iter_mut().enumerate() {
+            // SAFETY: as the caller vouches.
+            let index: i64 = unsafe { (*indices.add(i)).into() };
+            let index = (if index < 0 { index.wrapping_add(extent as i64) } else { index }) as usize;
+            let inside = index < extent;
+            outside |= !inside;
+            *flat += if inside { index.wrapping_mul(stride) } else { 0 };
+        }
+        outside
+    }
+
     /// The error of an index out of range.
     pub(super) fn outside(&self, reduction: &CaptureReduction, axis: usize, index: i64) -> Error {
         let buffer = format!("cotangent of capture {}", reduction.capture);

@@ -13,12 +13,23 @@ use crate::attention::vector::{Scalar, Vector};
 use crate::memory::{Aligned, Array};
 use crate::tile::{Scratch, Stage, Target, Tile, TileProgram};
 
+/// Pairs whose flat indices are computed at a time.
+const CHUNK: usize = 64;
+
+/// Copies of a small table that neighbouring pairs add to in turn.
+const TURNS: usize = 4;
+
+/// Elements of a table that is small.
+const SMALL: usize = 4096;
+
 /// One copy of the capture for each lane of work, or one for all.
 pub(super) struct Scattered<S: Scalar> {
     sums: Shared<S>,
     copies: usize,
     /// Of one copy.
     elements: usize,
+    /// Elements from the copy that one neighbour adds to to that of the next; 0 if it is the same.
+    turn: usize,
     axes: Axes,
     program: TileProgram,
     scored: bool,
@@ -48,10 +59,12 @@ impl<S: Scalar> Scattered<S> {
             .map(|axis| if program.result(axis).1 == Kind::I64 { 8 } else { 4 })
             .collect();
         let elements = capture.shape.iter().product();
+        let turns = if copies > 1 && elements <= SMALL { TURNS } else { 1 };
         Ok(Scattered {
-            sums: Shared::new(copies * elements)?,
-            copies,
+            sums: Shared::new(copies * turns * elements)?,
+            copies: copies * turns,
             elements,
+            turn: if turns == 1 { 0 } else { elements },
             axes,
             program,
             scored,
@@ -76,7 +89,7 @@ impl<S: Scalar> Scattered<S> {
         tables: &[Array],
         scratch: &mut Scratch,
     ) -> Result<()> {
-        let copy = if self.copies == 1 { 0 } else { terms.lane };
+        let copy = if self.copies == 1 { 0 } else { terms.lane * if self.turn == 0 { 1 } else { TURNS } };
         let sums = self.sums.at(copy * self.elements);
         // SAFETY: as the caller vouches, the copy is this unit's alone.
         unsafe {
@@ -161,35 +174,61 @@ impl<S: Scalar> Scattered<S> {
         let room = rows * columns;
         let mut indices = vec![0i64; self.sizes.len() * room];
         self.evaluate(terms, (rows, columns), indices.as_mut_ptr().cast(), room, tables, scratch)?;
+        let mut flat = [0usize; CHUNK];
         for row in 0..rows {
-            for column in 0..columns {
-                if terms.admitted.is_some_and(|admitted| admitted.row(row)[column] == 0) {
-                    continue;
-                }
-                let mut flat = 0;
+            for first in (0..columns).step_by(CHUNK) {
+                let flat = &mut flat[..CHUNK.min(columns - first)];
+                flat.fill(0);
                 for (axis, &size) in self.sizes.iter().enumerate() {
                     // SAFETY: the program wrote `room` integers of that size.
-                    let index = unsafe {
-                        integer(indices.as_ptr().add(axis * room).cast(), size, row * columns + column)
-                    };
-                    let Some(part) = self.axes.part(axis, index) else {
-                        return Err(self.outside(axis, index));
-                    };
-                    flat += part;
+                    unsafe {
+                        let from = indices.as_ptr().add(axis * room);
+                        let at = row * columns + first;
+                        let outside = match size {
+                            8 => self.axes.add(axis, flat, from.add(at)),
+                            _ => self.axes.add(axis, flat, from.cast::<i32>().add(at)),
+                        };
+                        if outside {
+                            self.check(terms, row, first, axis, |i| integer(from.cast(), size, at + i))?;
+                        }
+                    }
                 }
-                // SAFETY: an element of the copy, and of the panel.
-                unsafe {
-                    let to = sums.add(flat);
-                    *to = S::from_f64((*to).to_f64() + (*panel.add(row * terms.stride + column)).to_f64());
+                for (i, &flat) in flat.iter().enumerate() {
+                    if terms.admitted.is_some_and(|admitted| admitted.row(row)[first + i] == 0) {
+                        continue;
+                    }
+                    // Neighbours mostly share an element of a small table; in turn they add to two copies of it,
+                    // so that they need not wait for each other.
+                    let turn = (i % TURNS) * self.turn;
+                    // SAFETY: an element of the copy, and of the panel.
+                    unsafe {
+                        let to = sums.add(flat + turn);
+                        *to = (*to).plus(*panel.add(row * terms.stride + first + i));
+                    }
                 }
             }
         }
         Ok(())
     }
 
+    /// Whether the pair that has an index out of range is admitted.
     #[cold]
-    fn outside(&self, axis: usize, index: i64) -> Error {
-        self.axes.outside(&self.reduction, axis, index)
+    fn check(
+        &self,
+        terms: &Terms<S>,
+        row: usize,
+        first: usize,
+        axis: usize,
+        index: impl Fn(usize) -> i64,
+    ) -> Result<()> {
+        for column in first..(first + CHUNK).min(terms.pairs.columns) {
+            let admitted = terms.admitted.is_none_or(|admitted| admitted.row(row)[column] != 0);
+            let index = index(column - first);
+            if admitted && self.axes.part(axis, index).is_none() {
+                return Err(self.axes.outside(&self.reduction, axis, index));
+            }
+        }
+        Ok(())
     }
 
     /// Adds the copies, in their order, to a cotangent, which is 0 where there is none yet.
@@ -208,11 +247,11 @@ impl<S: Scalar> Scattered<S> {
 
 fn add_all<S: Scalar>(to: &mut [S], from: &[S]) {
     for (to, x) in to.iter_mut().zip(from) {
-        *to = S::from_f64(to.to_f64() + x.to_f64());
+        *to = to.plus(*x);
     }
 }
 
-/// Adds each row of a panel to elements at constant distances.
+/// Adds a panel to elements at constant distances, along the axis on which they are nearer.
 ///
 /// # Safety
 /// All the elements are in `sums`.
@@ -223,22 +262,28 @@ unsafe fn add_lines<V: Vector>(
     sums: *mut V::Scalar,
     (flat, row_step, column_step): (usize, isize, isize),
 ) {
-    for row in 0..terms.pairs.rows {
-        // SAFETY: as the caller vouches.
-        unsafe {
-            let from = panel.add(row * terms.stride);
-            let to = sums.add(flat).offset(row as isize * row_step);
-            let mut column = 0;
-            if column_step == 1 {
-                while column + V::LANES <= terms.pairs.columns {
-                    let to = to.add(column);
-                    V::load(to).add(V::load(from.add(column))).store(to);
-                    column += V::LANES;
+    let (rows, columns) = (terms.pairs.rows, terms.pairs.columns);
+    // SAFETY: as the caller vouches.
+    unsafe {
+        let sums = sums.add(flat);
+        if column_step == 1 {
+            for row in 0..rows {
+                let (from, to) = (panel.add(row * terms.stride), sums.offset(row as isize * row_step));
+                let vectors = columns / V::LANES;
+                for at in (0..vectors).map(|vector| vector * V::LANES) {
+                    V::load(to.add(at)).add(V::load(from.add(at))).store(to.add(at));
+                }
+                for at in vectors * V::LANES..columns {
+                    *to.add(at) = (*to.add(at)).plus(*from.add(at));
                 }
             }
-            for column in column..terms.pairs.columns {
-                let to = to.offset(column as isize * column_step);
-                *to = V::Scalar::from_f64((*to).to_f64() + (*from.add(column)).to_f64());
+            return;
+        }
+        for column in 0..columns {
+            let (from, to) = (panel.add(column), sums.offset(column as isize * column_step));
+            for row in 0..rows {
+                let to = to.offset(row as isize * row_step);
+                *to = (*to).plus(*from.add(row * terms.stride));
             }
         }
     }
