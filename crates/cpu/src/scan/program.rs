@@ -33,6 +33,8 @@ struct Machine {
     scratch: tile::Scratch,
     arguments: Vec<Argument>,
     targets: Vec<Target>,
+    /// A tile for each captured array, for positions that are not there.
+    padded: Vec<Aligned<u64>>,
 }
 
 /// What one thread needs to scan.
@@ -88,7 +90,7 @@ impl Compiled {
                 column_stride: 1,
             }));
         }
-        feed(&self.captured, run, &mut [], &mut machine.arguments);
+        feed(&self.captured, run, &mut machine.padded, &mut machine.arguments);
         machine.targets.clear();
         machine.targets.extend(to.data.iter().zip(&self.kinds).map(|(&data, &kind)| Target::Array {
             data,
@@ -130,7 +132,12 @@ impl Combine for Compiled {
             self.kinds.iter().map(|_| Aligned::new(elements)).collect()
         };
         Ok(Scratch {
-            machine: Machine { scratch: tile::Scratch::new(), arguments: Vec::new(), targets: Vec::new() },
+            machine: Machine {
+                scratch: tile::Scratch::new(),
+                arguments: Vec::new(),
+                targets: Vec::new(),
+                padded: self.captured.iter().map(|_| Aligned::new(TILE)).collect::<Result<_>>()?,
+            },
             tile: buffers(TILE)?,
             totals: [buffers(TILE / STEPS)?, buffers(TILE / STEPS)?],
         })
