@@ -228,10 +228,14 @@ impl<S: Dispatch> Unit<'_, S> {
             // SAFETY: a vector of partial sums; rows within the arrays and the unit's own.
             unsafe {
                 let sum = V::load(sums[row * V::LANES..].as_ptr()).sum();
-                let (factor, log_sum_exp) = if sum == 0.0 {
-                    (0.0, f64::NEG_INFINITY)
-                } else {
-                    (1.0 / sum, maximum[row].to_f64() + sum.ln())
+                if sum.is_nan() && maximum[row] != S::INFINITY {
+                    maximum[row] = S::from_f64(f64::NAN);
+                }
+                let greatest = maximum[row].to_f64();
+                let (factor, log_sum_exp) = match sum {
+                    0.0 => (0.0, f64::NEG_INFINITY),
+                    _ if greatest == f64::INFINITY => (f64::NAN, greatest),
+                    _ => (1.0 / sum, greatest + sum.ln()),
                 };
                 for x in &mut *output {
                     *x = S::from_f64(x.to_f64() * factor);
@@ -266,6 +270,13 @@ unsafe fn weigh<V: Vector>(
             greatest[i % 2] = V::load(lanes.as_ptr()).max(greatest[i % 2]);
         }
         let greatest = greatest[0].max(greatest[1]).greatest();
+        if greatest == V::Scalar::INFINITY || *maximum == V::Scalar::INFINITY {
+            // The sum is NaN from here on, whether or not a score is; so the maximum has to tell.
+            let seen = *maximum != V::Scalar::INFINITY && V::load(sums.as_ptr()).sum().is_nan();
+            if seen || scores.iter().any(|score| score.to_f64().is_nan()) {
+                *maximum = V::Scalar::from_f64(f64::NAN);
+            }
+        }
         let mut sum = V::load(sums.as_ptr());
         if greatest > *maximum {
             let factor = V::splat(*maximum).sub(V::splat(greatest)).exp();

@@ -23,6 +23,8 @@ pub(crate) trait Scalar: Number + Default + PartialOrd + PartialEq {
     const EXP_POLYNOMIAL: &'static [Self];
     /// −∞.
     const NEG_INFINITY: Self;
+    /// ∞.
+    const INFINITY: Self;
     /// Whether it is neither infinite nor NaN.
     fn is_finite(self) -> bool;
     /// The sum.
@@ -36,13 +38,14 @@ pub(crate) trait Scalar: Number + Default + PartialOrd + PartialEq {
 impl Scalar for f32 {
     const LOG2_E: f32 = std::f32::consts::LOG2_E;
     const ROUNDER: f32 = 12582912.0;
-    const MINUS_LN2_HIGH: f32 = -0.693359375;
+    const MINUS_LN2_HIGH: f32 = -355.0 / 512.0;
     const MINUS_LN2_LOW: f32 = 2.121_944_4e-4;
     const EXP_UNDERFLOW: f32 = -87.3;
     // Cephes, expf: 2 units in the last place.
     const EXP_POLYNOMIAL: &'static [f32] =
         &[1.987_569_1e-4, 1.398_199_9e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 5.0e-1, 1.0, 1.0];
     const NEG_INFINITY: f32 = f32::NEG_INFINITY;
+    const INFINITY: f32 = f32::INFINITY;
     fn is_finite(self) -> bool {
         f32::is_finite(self)
     }
@@ -81,6 +84,7 @@ impl Scalar for f64 {
         1.0,
     ];
     const NEG_INFINITY: f64 = f64::NEG_INFINITY;
+    const INFINITY: f64 = f64::INFINITY;
     fn is_finite(self) -> bool {
         f64::is_finite(self)
     }

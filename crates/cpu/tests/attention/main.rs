@@ -272,6 +272,30 @@ fn rows_that_see_nothing_have_zero_output_and_gradients() {
 }
 
 #[test]
+fn scores_that_are_not_finite_show_as_in_plain_loops() {
+    let (function, masks) = (identity(), masks());
+    // One query element of each sign a row, and keys of infinities and NaN in one or both of two places.
+    let shape = shape(1, 16, 6, 300, 1);
+    for mask in &masks {
+        let mut inputs = inputs(&shape, DType::F32, 0, 5);
+        let values = [0.0, f64::INFINITY, f64::NEG_INFINITY, f64::NAN];
+        for head in 0..16 {
+            inputs.key[head * 300 + 4] += values[head % 4];
+            inputs.key[head * 300 + 220] += values[head / 4];
+        }
+        let call = call(shape, DType::F32, &function, mask);
+        let found = call.forward(&inputs).unwrap();
+        let truth = evaluate(&shape, call.scale, &function, mask, &inputs, |x| x);
+        for (found, truth) in found.iter().zip([&truth.output, &truth.log_sum_exp, &truth.maximum]) {
+            for (i, (x, y)) in found.iter().zip(truth).enumerate() {
+                let same = x == y || (x.is_nan() && y.is_nan()) || (x - y).abs() < 1e-5;
+                assert!(same, "{}, element {i}: {x}, not {y}", mask.name);
+            }
+        }
+    }
+}
+
+#[test]
 fn nothing_to_do() {
     let (function, masks) = (identity(), masks());
     for (batch, heads, queries, keys) in [(0, 2, 5, 5), (1, 0, 5, 5), (1, 2, 0, 5), (1, 2, 5, 0)] {

@@ -85,7 +85,8 @@ pub fn evaluate(
                     .zip(&raw)
                     .map(|(&k, &s)| round((function.score)(Pair { b, h, q, k }, s, table)))
                     .collect();
-                let maximum = scores.iter().fold(f64::NEG_INFINITY, |m, &s| m.max(s));
+                let maximum =
+                    scores.iter().fold(f64::NEG_INFINITY, |m, &s| if s.is_nan() || s > m { s } else { m });
                 if maximum == f64::NEG_INFINITY {
                     continue;
                 }
@@ -93,7 +94,8 @@ pub fn evaluate(
                 let sum = weights.iter().fold(0.0, |sum, w| round(sum + w));
                 let weights: Vec<f64> = weights.iter().map(|w| round(w / sum)).collect();
                 results.maximum[row] = maximum;
-                results.log_sum_exp[row] = round(maximum + round(sum.ln()));
+                results.log_sum_exp[row] =
+                    if maximum == f64::INFINITY { maximum } else { round(maximum + round(sum.ln())) };
                 let output = &mut results.output[row * value_size..][..value_size];
                 for (&k, w) in live.iter().zip(&weights) {
                     let value = &inputs.value[key_row(k) * value_size..][..value_size];

@@ -101,7 +101,7 @@ pub(super) struct Reductions<'a, S: Scalar> {
 
 enum Sums<S: Scalar> {
     Keyed(Keyed<S>),
-    Scattered(Scattered<S>),
+    Scattered(Box<Scattered<S>>),
 }
 
 /// What a unit hands over of one tile.
@@ -132,9 +132,11 @@ impl<'a, S: Dispatch> Reductions<'a, S> {
                 Kind::Keyed => {
                     Sums::Keyed(Keyed::new(reduction.key, &kernel.attention.shape, division.splits, masked)?)
                 }
-                Kind::Owned { .. } => Sums::Scattered(Scattered::new(kernel, reduction, 1, context)?),
+                Kind::Owned { .. } => {
+                    Sums::Scattered(Box::new(Scattered::new(kernel, reduction, 1, context)?))
+                }
                 Kind::Scattered => {
-                    Sums::Scattered(Scattered::new(kernel, reduction, division.lanes, context)?)
+                    Sums::Scattered(Box::new(Scattered::new(kernel, reduction, division.lanes, context)?))
                 }
             };
             Ok((reduction, sums))

@@ -1,6 +1,6 @@
 //! Sums into a copy of the capture, at indices that are evaluated for each pair.
 
-use tilewright_ir::{DType, Error, Result};
+use tilewright_ir::{DType, Result};
 use tilewright_plan::attention::{CaptureReduction, ReductionKey};
 use tilewright_plan::{AttentionBackward, Kind, Operation};
 
