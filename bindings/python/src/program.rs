@@ -179,5 +179,19 @@ pub unsafe fn block_kinds(
         .collect();
     // SAFETY: the caller's promise.
     let bytes: Vec<&[u8]> = captures.iter().map(|tensor| unsafe { tensor.bytes() }).collect();
-    pipeline::block_kinds(&mask, &layouts, &bytes, [batch, heads, queries, keys], [query_block, key_block])
+    let map = pipeline::block_map(
+        &mask,
+        &layouts,
+        &bytes,
+        [batch, heads, queries, keys],
+        [query_block, key_block],
+    )?;
+    let mut kinds = vec![0; batch * heads * map.query_blocks * map.key_blocks];
+    for (row, kinds) in kinds.chunks_exact_mut(map.key_blocks.max(1)).enumerate() {
+        let (slice, row) = (row / map.query_blocks, row % map.query_blocks);
+        for run in map.key_runs(slice / heads, slice % heads, row) {
+            kinds[run.start as usize..run.end as usize].fill(if run.full { 2 } else { 1 });
+        }
+    }
+    Ok(kinds)
 }

@@ -23,6 +23,7 @@ mod scan;
 mod scatter;
 pub mod tile;
 
+pub use block_map::{Blocks, Run, block_map};
 pub use context::Context;
 pub use isa::Isa;
 pub use run::{run, run_with};

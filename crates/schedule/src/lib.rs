@@ -21,6 +21,7 @@ pub(crate) mod region;
 mod scan;
 mod simplify;
 
+pub use attention::block_map;
 pub use lower::{Layout, lower};
 pub(crate) use operand::Operand;
 pub use simplify::simplify;

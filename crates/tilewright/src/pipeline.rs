@@ -7,6 +7,7 @@
 use std::fmt::Display;
 use std::time::{Duration, Instant};
 
+pub use tilewright_cpu::Blocks as BlockMap;
 use tilewright_plan::Plan;
 use tilewright_schedule as schedule;
 pub use tilewright_schedule::Layout;
@@ -60,6 +61,22 @@ impl Program {
     pub fn run(&self, inputs: &[&[u8]], outputs: &mut [&mut [u8]], threads: usize) -> Result<()> {
         tilewright_cpu::run(&self.plan, inputs, outputs, threads)
     }
+}
+
+/// The blocks of `[query_block, key_block]` pairs that a mask leaves of `[batch, heads, queries, keys]`. The
+/// mask's parameters are b, h, q and k (`i32`), then captures, which lie in `bytes` as `layouts` says.
+///
+/// # Errors
+/// `Index` where the mask reads a capture out of range; `Shape` or `Layout` for bytes that do not fit; what a
+/// mask within attention is refused for.
+pub fn block_map(
+    mask: &Graph,
+    layouts: &[Layout],
+    bytes: &[&[u8]],
+    sizes: [usize; 4],
+    block: [usize; 2],
+) -> Result<BlockMap> {
+    tilewright_cpu::block_map(&schedule::block_map(&schedule::simplify(mask)?, layouts, sizes, block)?, bytes)
 }
 
 fn timed<R>(

@@ -10,14 +10,14 @@
 use std::sync::Mutex;
 
 use tilewright_ir::{DType, Result, Scalar};
-use tilewright_plan::BlockMap;
+use tilewright_plan::{BlockMap, Kernel, Plan};
 
 use super::bounds::Bounds;
 use super::range::{Mask, Range, Rectangle};
 use super::{Blocks, Lists, Run};
-use crate::Context;
 use crate::memory::{Array, Memory, broken};
 use crate::tile::{Argument, Feed, Scratch, Stage, Target, Tile, TileProgram};
+use crate::{Context, Isa};
 
 /// Blocks of queries that one task looks at.
 const BAND: usize = 32;
@@ -32,6 +32,21 @@ const PATIENCE: usize = 64;
 /// `ErrorKind::Index` where the mask reads a table out of range at a pair within the lengths.
 pub(crate) fn build(kernel: &BlockMap, memory: &Memory, context: &Context) -> Result<Blocks> {
     from_tables(kernel, &memory.tables(&kernel.tables)?, context)
+}
+
+/// The map that a plan of `tilewright_schedule::block_map` makes, from the bytes of what the mask captures.
+///
+/// # Errors
+/// `Index` where the mask reads a capture out of range; `Shape` or `Layout` where the bytes do not fit the plan;
+/// `Invariant` where the plan makes no block map.
+pub fn block_map(plan: &Plan, captures: &[&[u8]]) -> Result<Blocks> {
+    let memory = Memory::new(plan, captures, &mut [], &mut [])?;
+    let context = Context { isa: Isa::preferred(), threads: 1, block_maps: Vec::new() };
+    let map = plan.kernels.iter().find_map(|kernel| match kernel {
+        Kernel::BlockMap(map) => Some(map),
+        _ => None,
+    });
+    build(map.ok_or_else(|| broken("a plan without a block map"))?, &memory, &context)
 }
 
 /// [`build`], with the mask's tables found.

@@ -14,6 +14,7 @@ mod tests;
 
 use std::fmt;
 
+pub use build::block_map;
 pub(crate) use build::build;
 
 /// The blocks that a mask leaves. Block (i, j) covers queries `i·query_block ..` and keys `j·key_block ..`.

@@ -4,6 +4,7 @@
 //! read of a learned capture is a [`terms::Term`]; [`index_map`] finds the smallest key that its indices
 //! are a function of, and [`zero`] the terms whose sums cancel along each row.
 
+mod block_map;
 mod index_map;
 #[cfg(test)]
 mod reference;
@@ -12,6 +13,7 @@ mod terms;
 mod tests;
 mod zero;
 
+pub use block_map::block_map;
 use tilewright_ir::{FlexAttention, FlexAttentionBackward, Graph, Origin, Result, Scalar};
 use tilewright_plan::attention::{Attention, AttentionShape, CaptureCotangent};
 use tilewright_plan::{
