@@ -1,6 +1,5 @@
 //! What every kernel of one run shares: threads, instruction set, block maps.
 
-use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::{Mutex, OnceLock, PoisonError};
 
 use rayon::prelude::*;
@@ -34,23 +33,18 @@ impl Context {
             return (0..count).try_for_each(task);
         }
         let first: Mutex<Option<(usize, Error)>> = Mutex::new(None);
-        let panicked = catch_unwind(AssertUnwindSafe(|| {
-            (0..count).into_par_iter().with_max_len(1).for_each(|i| {
-                let lower_failed = |failed: &Option<(usize, Error)>| matches!(failed, Some((j, _)) if *j < i);
-                if lower_failed(&first.lock().unwrap_or_else(PoisonError::into_inner)) {
-                    return;
+        (0..count).into_par_iter().with_max_len(1).for_each(|i| {
+            let lower_failed = |failed: &Option<(usize, Error)>| matches!(failed, Some((j, _)) if *j < i);
+            if lower_failed(&first.lock().unwrap_or_else(PoisonError::into_inner)) {
+                return;
+            }
+            if let Err(error) = task(i) {
+                let mut failed = first.lock().unwrap_or_else(PoisonError::into_inner);
+                if !lower_failed(&failed) {
+                    *failed = Some((i, error));
                 }
-                if let Err(error) = task(i) {
-                    let mut failed = first.lock().unwrap_or_else(PoisonError::into_inner);
-                    if !lower_failed(&failed) {
-                        *failed = Some((i, error));
-                    }
-                }
-            });
-        }));
-        if let Err(panic) = panicked {
-            resume_unwind(panic);
-        }
+            }
+        });
         match first.into_inner().unwrap_or_else(PoisonError::into_inner) {
             Some((_, error)) => Err(error),
             None => Ok(()),

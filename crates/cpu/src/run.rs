@@ -46,9 +46,20 @@ pub fn run_with(
         0 => std::thread::available_parallelism().map_or(1, |n| n.get()),
         n => n,
     };
-    let mut arena = Aligned::<u64>::new(plan.arena_bytes.div_ceil(8))?;
-    // SAFETY: the arena's numbers, seen as bytes.
-    let arena = unsafe { std::slice::from_raw_parts_mut(arena.as_mut_ptr().cast::<u8>(), arena.len() * 8) };
+    let mut arena = take_arena(plan.arena_bytes)?;
+    let ran = run_kernels(plan, inputs, outputs, &mut arena, threads, isa);
+    keep_arena(arena);
+    ran
+}
+
+fn run_kernels(
+    plan: &Plan,
+    inputs: &[&[u8]],
+    outputs: &mut [&mut [u8]],
+    arena: &mut [u8],
+    threads: usize,
+    isa: Isa,
+) -> Result<()> {
     let memory = Memory::new(plan, inputs, outputs, arena)?;
     let block_maps = (0..plan.block_maps).map(|_| OnceLock::new()).collect();
     let context = Context { isa, threads, block_maps };
@@ -74,6 +85,24 @@ fn run_kernel(kernel: &Kernel, memory: &Memory, context: &Context) -> Result<()>
         Kernel::AttentionForward(kernel) => attention::forward(kernel, memory, context),
         Kernel::AttentionBackward(kernel) => attention::backward(kernel, memory, context),
         Kernel::Scan(kernel) => scan::run(kernel, memory, context),
+    }
+}
+
+/// The largest arena of the runs before that is not in use: fresh memory would cost a fault for each page.
+static ARENA: Mutex<Option<Aligned<u8>>> = Mutex::new(None);
+
+fn take_arena(bytes: usize) -> Result<Aligned<u8>> {
+    let kept = ARENA.lock().unwrap_or_else(PoisonError::into_inner).take();
+    match kept {
+        Some(arena) if arena.len() >= bytes => Ok(arena),
+        _ => Aligned::new(bytes),
+    }
+}
+
+fn keep_arena(arena: Aligned<u8>) {
+    let mut kept = ARENA.lock().unwrap_or_else(PoisonError::into_inner);
+    if kept.as_ref().is_none_or(|kept| kept.len() < arena.len()) {
+        *kept = Some(arena);
     }
 }
 

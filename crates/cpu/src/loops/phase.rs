@@ -64,7 +64,7 @@ impl Window {
     /// Whether what stands at a position depends on the position along an axis.
     fn varies(&self, axis: usize, extent: usize) -> bool {
         let restricted = |(ranges, _): &(Vec<(usize, usize)>, Scalar)| {
-            ranges.get(axis).is_some_and(|&range| range != (0, extent))
+            ranges.get(axis).is_some_and(|&(low, high)| low > 0 || high < extent)
         };
         self.stride(axis) != 0 || self.valid.as_ref().is_some_and(restricted)
     }
@@ -200,7 +200,12 @@ fn load(
     let inner_extents: Vec<usize> = ranges.iter().map(|&(low, high)| high - low).collect();
     let Array { data, strides, .. } = memory.read(&inner, dtype, &inner_extents)?;
     let data = data.wrapping_offset(start.wrapping_neg().wrapping_mul(dtype.size() as isize));
-    Ok(Window { data, dtype, strides, valid: valid.clone() })
+    // An axis that is not cut may be merged with another: it has no end of its own.
+    let uncut = |(range, extent)| if range == (0, extent) { (0, usize::MAX) } else { range };
+    let valid = valid.as_ref().map(|(ranges, value)| {
+        (ranges.iter().copied().zip(extents.iter().copied()).map(uncut).collect(), *value)
+    });
+    Ok(Window { data, dtype, strides, valid })
 }
 
 /// Which axes of the kernel a tile's rows and columns run along, with their extents.
