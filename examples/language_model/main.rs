@@ -17,7 +17,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use clap::Parser;
 
 use data::{Text, trigram_bits_per_byte};
-use model::Config;
+use model::{Config, Kind};
 use training::{Outcome, Run, train};
 
 /// Trains a byte-level language model with learned attention biases.
@@ -30,6 +30,9 @@ pub struct Arguments {
     /// Training steps of each model.
     #[arg(long, default_value_t = 400)]
     steps: usize,
+    /// How each layer mixes positions.
+    #[arg(long, value_delimiter = ',', default_value = "attention,attention,attention,attention")]
+    layers: Vec<Kind>,
     /// Trains the model without biases only.
     #[arg(long)]
     no_bias: bool,
@@ -78,8 +81,10 @@ fn run(arguments: &Arguments) -> Result<(), Box<dyn std::error::Error>> {
     let path = arguments.text.clone().unwrap_or_else(|| repository.to_owned());
     let text = Text::read(&path)?;
     let config = match arguments.quick {
-        false => Config { layers: 4, heads: 4, width: 128, context: 256, biases: true },
-        true => Config { layers: 2, heads: 2, width: 32, context: 64, biases: true },
+        false => {
+            Config { layers: arguments.layers.clone(), heads: 4, width: 128, context: 256, biases: true }
+        }
+        true => Config { layers: arguments.layers.clone(), heads: 2, width: 32, context: 64, biases: true },
     };
     if text.training.len().min(text.held_out.len()) <= config.context + 1 {
         let size = text.training.len() + text.held_out.len();
@@ -96,7 +101,7 @@ fn run(arguments: &Arguments) -> Result<(), Box<dyn std::error::Error>> {
 
     let with = |biases: bool| Run {
         name: if biases { "biases" } else { "no_biases" },
-        config: Config { biases, ..config },
+        config: Config { biases, ..config.clone() },
         text: &text,
         arguments,
         stop: &stop,

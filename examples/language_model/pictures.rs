@@ -4,7 +4,9 @@ use std::path::Path;
 
 use tilewright_pictures::{Matrix, Series, heat_maps, line_chart};
 
+use crate::model::{Layer, Mixer};
 use crate::training::Outcome;
+use tilewright::Array;
 
 /// Writes `loss.png` and, for a model with biases, `biases.png` and `distances.png`.
 pub fn draw(outcomes: &[Outcome], folder: &Path) -> Result<(), Box<dyn std::error::Error>> {
@@ -14,13 +16,15 @@ pub fn draw(outcomes: &[Outcome], folder: &Path) -> Result<(), Box<dyn std::erro
         .collect();
     line_chart(&folder.join("loss.png"), "Training loss", "step", "bits per byte", &curves)?;
 
-    let Some(with) = outcomes.iter().find(|outcome| outcome.model.layers[0].bias.is_some()) else {
+    let Some(with) =
+        outcomes.iter().find(|outcome| outcome.model.layers.iter().any(|layer| bias(layer).is_some()))
+    else {
         return Ok(());
     };
     let (mut maps, mut curves) = (Vec::new(), Vec::new());
     let mut heads = 1;
     for (l, layer) in with.model.layers.iter().enumerate() {
-        let Some(bias) = &layer.bias else { continue };
+        let Some(bias) = bias(layer) else { continue };
         let context = bias.shape()[1];
         heads = bias.shape()[0];
         let values = bias.to_vec::<f32>()?;
@@ -32,7 +36,7 @@ pub fn draw(outcomes: &[Outcome], folder: &Path) -> Result<(), Box<dyn std::erro
         }
     }
     heat_maps(&folder.join("biases.png"), "Learned biases", "key", "query", heads, &maps)?;
-    let (title, x) = ("Learned biases of the first layer by distance", "positions back");
+    let (title, x) = ("Learned biases of the first attention layer by distance", "positions back");
     line_chart(
         &folder.join("distances.png"),
         title,
@@ -41,6 +45,13 @@ pub fn draw(outcomes: &[Outcome], folder: &Path) -> Result<(), Box<dyn std::erro
         &curves[..heads.min(curves.len())],
     )?;
     Ok(())
+}
+
+fn bias(layer: &Layer<Array>) -> Option<&Array> {
+    match &layer.mixer {
+        Mixer::Attention { bias, .. } => bias.as_ref(),
+        Mixer::Scan { .. } => None,
+    }
 }
 
 /// The bias of each pair of the last 64 positions; pairs that the mask hides are left out.

@@ -49,7 +49,7 @@ pub fn train(run: &Run) -> Result<Option<Outcome>> {
 
     let step = compile(|(model, adam, windows): (Gpt<Tensor>, AdamState<Tensor>, Tensor)| {
         let (loss, gradient) =
-            value_and_grad(|model: &Gpt<Tensor>| model.bits_per_byte(&windows, heads).mean(..))(&model);
+            value_and_grad(|model: &Gpt<Tensor>| model.bits(&windows, heads).mean(..))(&model);
         let (gradient, _) = clip_by_global_norm(gradient, 1.0);
         let rate = cosine(adam.step, rate, steps / 20 + 1, steps);
         let (model, adam) = adamw(rate).betas(0.9, 0.95).weight_decay(0.05).update(model, adam, gradient);
@@ -120,8 +120,7 @@ fn evaluate(run: &Run, model: &Gpt<Array>) -> Result<f64> {
     let Run { config, text, arguments, .. } = run;
     let heads = config.heads;
     let length = config.context + 1;
-    let bits =
-        compile(|(model, windows): (Gpt<Tensor>, Tensor)| model.bits_per_byte(&windows, heads).mean(..));
+    let bits = compile(|(model, windows): (Gpt<Tensor>, Tensor)| model.bits(&windows, heads).mean(..));
     let count = (text.held_out.len() / length).clamp(1, if arguments.quick { 16 } else { 160 });
     let windows = text.held_out_windows(count, length);
     let (mut total, mut measured) = (0.0, 0);

@@ -10,7 +10,7 @@ mod lines;
 
 pub use bars::{Group, bar_chart};
 pub use heat::{Matrix, heat_maps};
-pub use lines::{Series, line_chart};
+pub use lines::{Series, line_chart, scatter_chart};
 
 use std::path::Path;
 use std::sync::Once;

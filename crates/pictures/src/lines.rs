@@ -1,4 +1,4 @@
-//! Curves over a common axis.
+//! Curves and points over common axes.
 
 use std::path::Path;
 
@@ -20,6 +20,25 @@ pub struct Series {
 /// # Errors
 /// Where the file cannot be written.
 pub fn line_chart(path: &Path, title: &str, x: &str, y: &str, series: &[Series]) -> Result<()> {
+    chart(path, title, x, y, series, Mark::Line)
+}
+
+/// Draws points with a legend.
+///
+/// # Errors
+/// Where the file cannot be written.
+pub fn scatter_chart(path: &Path, title: &str, x: &str, y: &str, series: &[Series]) -> Result<()> {
+    chart(path, title, x, y, series, Mark::Point)
+}
+
+/// How a point of a series is drawn.
+#[derive(Clone, Copy, PartialEq)]
+enum Mark {
+    Line,
+    Point,
+}
+
+fn chart(path: &Path, title: &str, x: &str, y: &str, series: &[Series], mark: Mark) -> Result<()> {
     prepare();
     let points = || series.iter().flat_map(|series| &series.points);
     let (x_low, x_high) = range(points().map(|point| point.0));
