@@ -45,10 +45,14 @@ struct Edge<'a> {
     compiled: Option<TileProgram>,
 }
 
+/// Which positions of a source are there, for each axis a half-open range, and the bytes of the element
+/// that stands elsewhere.
+pub(super) type Extent = (Vec<(usize, usize)>, Vec<u8>);
+
 /// A source, and where in memory it is.
 pub(super) enum Bound {
-    /// An array; and where part of it is not there, which positions are, and the bytes that stand elsewhere.
-    Array(Array, Option<(Vec<(usize, usize)>, Vec<u8>)>),
+    /// An array; and where part of it is not there, which is.
+    Array(Array, Option<Extent>),
     /// The position along an axis.
     Index(usize),
 }

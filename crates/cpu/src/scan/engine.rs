@@ -22,6 +22,7 @@ pub(super) trait Combine: Sync {
     ///
     /// # Safety
     /// `inputs` and `outputs` are good for `run.count` elements and do not overlap.
+    #[allow(clippy::too_many_arguments, reason = "arrays in, arrays out, and how")]
     unsafe fn row(
         &self,
         scratch: &mut Self::Scratch,

@@ -80,10 +80,10 @@ unsafe fn scan<L: Lanes, M: Monoid<S>, const S: usize, const REVERSE: bool>(
         }
         None => (local, end),
     };
-    for i in 0..S {
+    for (i, vector) in scanned.into_iter().enumerate() {
         if arguments.live[i] {
             // SAFETY: as above.
-            unsafe { scanned[i].store(arguments.outputs[i].add(at)) };
+            unsafe { vector.store(arguments.outputs[i].add(at)) };
         }
     }
     after

@@ -58,7 +58,7 @@ fn arguments(region: &Graph, random: &mut Random) -> Vec<Argument> {
             Argument::Part { axes: (0..ty.rank()).collect(), inputs }
         }
     };
-    region.parameter_types().into_iter().enumerate().map(|pair| argument(pair)).collect()
+    region.parameter_types().into_iter().enumerate().map(argument).collect()
 }
 
 fn check_random(dtype: DType, precision: Precision, relative: f64) {

@@ -212,11 +212,11 @@ impl<'a> Leaves<'a> {
         let (mut captured, mut tables) = (Vec::new(), Vec::new());
         let mut arguments = Vec::new();
         for side in 0..2 {
-            for leaf in 0..self.scan.leaves {
+            for (leaf, &first) in first.iter().enumerate() {
                 let axes = self.scalar_axes(leaf);
                 let count: usize = axes.iter().map(|&axis| self.slice(leaf)[axis]).product();
                 // A leaf outside the group is read by nothing that is asked for below.
-                let start = if group.leaves.contains(&leaf) { side * state + first[leaf] } else { 0 };
+                let start = if group.leaves.contains(&leaf) { side * state + first } else { 0 };
                 arguments.push(Argument::Part { axes, inputs: (start..start + count).collect() });
             }
         }
