@@ -95,7 +95,9 @@ pub fn train(run: &Run) -> Result<Option<Outcome>> {
     let tokens = (steps - done) * arguments.batch * config.context;
     println!("{name}: {} steps in {seconds:.1} s, {:.0} tokens/s", steps - done, tokens as f64 / seconds);
     if arguments.explain {
-        println!("{}", step.explain());
+        let windows =
+            Array::new([arguments.batch, length], &text.batch(arguments.seed, 0, arguments.batch, length))?;
+        println!("{}\n{}", step.explain(), step.profile((&state.model, &state.adam, &windows))?);
     }
 
     save(arguments.out.join(format!("{name}.safetensors")), &state.model)?;

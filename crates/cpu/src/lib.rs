@@ -26,4 +26,4 @@ pub mod tile;
 pub use block_map::{Blocks, Run, block_map};
 pub use context::Context;
 pub use isa::Isa;
-pub use run::{run, run_with};
+pub use run::{profile, run, run_with};

@@ -4,6 +4,7 @@ use std::any::Any;
 use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
 
 use rayon::{ThreadPool, ThreadPoolBuilder};
 use tilewright_ir::{Error, ErrorKind, Result};
@@ -42,28 +43,64 @@ pub fn run_with(
             required: isa.name().into(),
         }));
     }
-    let threads = match threads {
-        0 => std::thread::available_parallelism().map_or(1, |n| n.get()),
-        n => n,
-    };
+    let threads = threads_or_all(threads);
     let mut arena = take_arena(plan.arena_bytes)?;
-    let ran = run_kernels(plan, inputs, outputs, &mut arena, threads, isa);
+    let ran = run_kernels(plan, inputs, outputs, &mut arena, (threads, isa), &|_, kernel| kernel());
     keep_arena(arena);
     ran
 }
+
+/// [`run`], and how long each kernel took: when it started after the first, and for how long it ran.
+///
+/// # Errors
+/// As [`run`].
+pub fn profile(
+    plan: &Plan,
+    inputs: &[&[u8]],
+    outputs: &mut [&mut [u8]],
+    threads: usize,
+) -> Result<Vec<(Duration, Duration)>> {
+    let mut arena = take_arena(plan.arena_bytes)?;
+    let spans = Mutex::new(vec![(Duration::ZERO, Duration::ZERO); plan.kernels.len()]);
+    let start = Instant::now();
+    let timed = |number: usize, kernel: &dyn Fn() -> Result<()>| {
+        let begun = start.elapsed();
+        let ran = kernel();
+        spans.lock().unwrap_or_else(PoisonError::into_inner)[number] = (begun, start.elapsed() - begun);
+        ran
+    };
+    let machine = (threads_or_all(threads), Isa::preferred());
+    let ran = run_kernels(plan, inputs, outputs, &mut arena, machine, &timed);
+    keep_arena(arena);
+    ran.map(|()| spans.into_inner().unwrap_or_else(PoisonError::into_inner))
+}
+
+fn threads_or_all(threads: usize) -> usize {
+    match threads {
+        0 => std::thread::available_parallelism().map_or(1, |n| n.get()),
+        n => n,
+    }
+}
+
+/// What is done around each kernel, given its number.
+type Around<'a> = dyn Fn(usize, &dyn Fn() -> Result<()>) -> Result<()> + Sync + 'a;
 
 fn run_kernels(
     plan: &Plan,
     inputs: &[&[u8]],
     outputs: &mut [&mut [u8]],
     arena: &mut [u8],
-    threads: usize,
-    isa: Isa,
+    (threads, isa): (usize, Isa),
+    around: &Around,
 ) -> Result<()> {
     let memory = Memory::new(plan, inputs, outputs, arena)?;
     let block_maps = (0..plan.block_maps).map(|_| OnceLock::new()).collect();
     let context = Context { isa, threads, block_maps };
-    let run = || plan.kernels.iter().try_for_each(|kernel| run_kernel(kernel, &memory, &context));
+    let run = || {
+        plan.kernels.iter().enumerate().try_for_each(|(number, kernel)| {
+            around(number, &|| run_kernel(kernel, &memory, &context))
+        })
+    };
     catch_unwind(AssertUnwindSafe(|| match threads {
         1 => run(),
         _ => pool(threads)?.install(run),

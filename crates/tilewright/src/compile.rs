@@ -11,6 +11,7 @@ use tilewright_trace::{Tensor, trace};
 
 use crate::explain::explain;
 use crate::pipeline::{self, Program};
+use crate::profile::Profile;
 use crate::{Array, Result, Type};
 
 /// A compiled function. See [`compile`].
@@ -105,6 +106,26 @@ impl<T, O: MapLeaves<Tensor, Array>, F: Fn(T) -> O> Compiled<T, O, F> {
     pub fn program<A: MapLeaves<Array, Tensor, Output = T>>(&self, inputs: A) -> Result<Arc<Program>> {
         let (signature, arrays) = signature(&inputs);
         Ok(self.ready(signature, &arrays, &inputs)?.program.clone())
+    }
+
+    /// Calls the function on arrays and measures each kernel. The first call of a program also pays for memory that
+    /// later ones find ready.
+    ///
+    /// # Errors
+    /// As [`Compiled::call`].
+    ///
+    /// # Panics
+    /// As [`Compiled::call`].
+    pub fn profile<A: MapLeaves<Array, Tensor, Output = T>>(&self, inputs: A) -> Result<Profile> {
+        let (signature, arrays) = signature(&inputs);
+        let ready = self.ready(signature, &arrays, &inputs)?;
+        let bytes: Vec<&[u8]> = arrays.iter().map(Array::storage).collect();
+        let mut profile = None;
+        Array::filled_all(&ready.program.outputs(), |outputs| {
+            profile = Some(ready.program.profile(&bytes, outputs, self.threads)?);
+            Ok(())
+        })?;
+        Ok(profile.expect("the run was measured"))
     }
 
     /// The program for a signature. Where several threads ask for a new one, one compiles and the others wait.

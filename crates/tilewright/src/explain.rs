@@ -62,7 +62,7 @@ fn size(bytes: usize) -> String {
     }
 }
 
-fn duration(time: Duration) -> String {
+pub(crate) fn duration(time: Duration) -> String {
     let seconds = time.as_secs_f64();
     if seconds < 1e-3 { format!("{:.0} µs", seconds * 1e6) } else { format!("{:.1} ms", seconds * 1e3) }
 }
@@ -72,7 +72,8 @@ fn extents(extents: &[usize]) -> String {
     if extents.is_empty() { "1".into() } else { extents.join("×") }
 }
 
-fn describe(kernel: &Kernel) -> String {
+/// One kernel in a line, with a line for each captured gradient.
+pub(crate) fn describe(kernel: &Kernel) -> String {
     match kernel {
         Kernel::Loops(loops) => {
             let instructions: usize = loops.phases.iter().map(|phase| phase.program.instructions.len()).sum();

@@ -47,6 +47,7 @@ mod element;
 mod explain;
 pub mod optimizers;
 pub mod pipeline;
+mod profile;
 mod weights;
 
 /// Derives [`tree::Tree`] and [`tree::MapLeaves`] for a struct or enum whose first type parameter is its leaf.
@@ -78,6 +79,7 @@ pub use compile::{Compiled, compile};
 pub use differentiate::{grad, jvp, value_and_grad, value_and_grad_with, vjp};
 pub use element::Element;
 pub use half::{bf16, f16};
+pub use profile::{Profile, Span};
 pub use tilewright_ir::{DType, Error, ErrorKind, Graph, Origin, Result, Scalar, Type};
 pub use tilewright_trace::{
     At, Axes, Dims, FlexAttention, Indices, Key, Operand, REST, Scan, Tensor, TensorTree, arange,

@@ -12,6 +12,7 @@ use tilewright_plan::Plan;
 use tilewright_schedule as schedule;
 pub use tilewright_schedule::Layout;
 
+use crate::profile::Profile;
 use crate::{Graph, Result, Type};
 
 /// A compiled program, and how it came about.
@@ -60,6 +61,15 @@ impl Program {
     /// `Index` for a gather out of range, `OutOfMemory`, and `Shape` or `Layout` for bytes that do not fit.
     pub fn run(&self, inputs: &[&[u8]], outputs: &mut [&mut [u8]], threads: usize) -> Result<()> {
         tilewright_cpu::run(&self.plan, inputs, outputs, threads)
+    }
+
+    /// [`Program::run`], and the time that each kernel took.
+    ///
+    /// # Errors
+    /// As [`Program::run`].
+    pub fn profile(&self, inputs: &[&[u8]], outputs: &mut [&mut [u8]], threads: usize) -> Result<Profile> {
+        let spans = tilewright_cpu::profile(&self.plan, inputs, outputs, threads)?;
+        Ok(Profile::new(&self.plan, &spans))
     }
 }
 
