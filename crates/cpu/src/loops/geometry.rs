@@ -62,10 +62,15 @@ impl Geometry {
             }
             let mut all = merge(&all, kernel);
             row = all.pop().into_iter().collect();
+            // Short rows fill a tile only with many lines, so these run along the longest axis.
+            if product(&row) * all.last().map_or(1, |axis| axis.extent) < TILE {
+                all.sort_by_key(|axis| axis.extent);
+            }
             parallel = all;
             lanes = Lanes::Row;
+        } else {
+            (parallel, row) = (merge(&parallel, kernel), merge(&row, kernel));
         }
-        let (mut parallel, mut row) = (merge(&parallel, kernel), merge(&row, kernel));
         // An axis past the last has no strides.
         let none = Axis { extent: 1, of: rank };
         let (line, row_axis) = (parallel.pop().unwrap_or(none), row.pop().unwrap_or(none));

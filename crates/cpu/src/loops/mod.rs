@@ -380,16 +380,32 @@ unsafe fn fill(
     let value = window.valid.as_ref().map_or(Scalar::Integer(0), |&(_, value)| value);
     let bytes = value.to_bytes(window.dtype);
     let size = window.dtype.size();
+    let all = rows * columns * size;
     // SAFETY: as the caller vouches.
     unsafe {
-        for element in 0..rows * columns {
-            std::ptr::copy_nonoverlapping(bytes.as_ptr(), to.add(element * size), size);
+        if bytes.iter().all(|&byte| byte == bytes[0]) {
+            std::ptr::write_bytes(to, bytes[0], all);
+        } else {
+            // The filled part doubles until it is all.
+            std::ptr::copy_nonoverlapping(bytes.as_ptr(), to, size.min(all));
+            let mut filled = size;
+            while filled < all {
+                std::ptr::copy_nonoverlapping(to, to.add(filled), filled.min(all - filled));
+                filled *= 2;
+            }
         }
         for row in valid_rows {
+            let first = data.wrapping_offset(row as isize * row_stride * size as isize);
+            let target = to.add(row * columns * size);
+            if column_stride == 1 {
+                let from = first.wrapping_add(valid_columns.start * size);
+                let count = valid_columns.len() * size;
+                std::ptr::copy_nonoverlapping(from, target.add(valid_columns.start * size), count);
+                continue;
+            }
             for column in valid_columns.clone() {
-                let offset = row as isize * row_stride + column as isize * column_stride;
-                let from = data.wrapping_offset(offset * size as isize);
-                std::ptr::copy_nonoverlapping(from, to.add((row * columns + column) * size), size);
+                let from = first.wrapping_offset(column as isize * column_stride * size as isize);
+                std::ptr::copy_nonoverlapping(from, target.add(column * size), size);
             }
         }
     }
