@@ -86,13 +86,75 @@ def scan(case):
     return timed(lambda: compiled(xs), case["repeats"])
 
 
+class Block(torch.nn.Module):
+    """A layer of the language model example. Biases are gathered into a dense additive mask, since PyTorch's
+    flex_attention does not train on a CPU."""
+
+    def __init__(self, width, heads, context, biases):
+        super().__init__()
+        self.heads = heads
+        self.attention_norm = torch.nn.RMSNorm(width, eps=1e-5)
+        self.perceptron_norm = torch.nn.RMSNorm(width, eps=1e-5)
+        linear = lambda a, b: torch.nn.Linear(a, b, bias=False)  # noqa: E731
+        self.query_key_value, self.output = linear(width, 3 * width), linear(width, width)
+        self.up, self.down = linear(width, 4 * width), linear(4 * width, width)
+        self.bias = torch.nn.Parameter(torch.zeros(heads, context)) if biases else None
+        distance = torch.arange(context)[:, None] - torch.arange(context)[None, :]
+        self.register_buffer("distance", distance.clamp(min=0))
+        self.register_buffer("hidden", torch.zeros(context, context).masked_fill(distance < 0, float("-inf")))
+
+    def forward(self, x):
+        batch, length, width = x.shape
+        packed = self.query_key_value(self.attention_norm(x)).view(batch, length, 3, self.heads, -1)
+        query, key, value = packed.permute(2, 0, 3, 1, 4)
+        attend = torch.nn.functional.scaled_dot_product_attention
+        if self.bias is None:
+            mixed = attend(query, key, value, is_causal=True)
+        else:
+            mixed = attend(query, key, value, attn_mask=self.bias[:, self.distance] + self.hidden)
+        x = x + self.output(mixed.transpose(1, 2).reshape(batch, length, width))
+        hidden = torch.nn.functional.gelu(self.up(self.perceptron_norm(x)), approximate="tanh")
+        return x + self.down(hidden)
+
+
+class Gpt(torch.nn.Module):
+    def __init__(self, layers, width, heads, context, biases):
+        super().__init__()
+        self.embedding = torch.nn.Embedding(256, width)
+        self.layers = torch.nn.ModuleList(Block(width, heads, context, biases) for _ in range(layers))
+        self.norm = torch.nn.RMSNorm(width, eps=1e-5)
+
+    def forward(self, windows):
+        x = self.embedding(windows[:, :-1])
+        for layer in self.layers:
+            x = layer(x)
+        logits = self.norm(x) @ self.embedding.weight.T
+        return torch.nn.functional.cross_entropy(logits.flatten(0, 1), windows[:, 1:].flatten())
+
+
+def model(case):
+    torch._dynamo.reset()
+    network = Gpt(case["layers"], case["width"], case["heads"], case["context"], case["biases"])
+    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3, fused=True)
+    windows = torch.randint(0, 256, (case["batch"], case["context"] + 1))
+    loss = torch.compile(network) if case["implementation"] == "compiled" else network
+
+    def step():
+        optimizer.zero_grad()
+        loss(windows).backward()
+        torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+        optimizer.step()
+
+    return timed(step, case["repeats"])
+
+
 def main():
     torch.manual_seed(0)
     for line in sys.stdin:
         case = json.loads(line)
         torch.set_num_threads(case["threads"])
         try:
-            answer = {"times": {"attention": attention, "scan": scan}[case["kind"]](case)}
+            answer = {"times": {"attention": attention, "scan": scan, "model": model}[case["kind"]](case)}
         except Exception as error:  # noqa: BLE001
             answer = {"error": f"{type(error).__name__}: {error}".splitlines()[0][:120]}
         print(json.dumps(answer), flush=True)

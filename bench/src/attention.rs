@@ -21,7 +21,11 @@ const HEADS: usize = 8;
 const LENGTH: usize = 2048;
 const SIZE: usize = 64;
 
-fn case(name: &'static str, capture: &[usize], score: impl Fn(Tensor, At, Tensor) -> Tensor + 'static) -> Case {
+fn case(
+    name: &'static str,
+    capture: &[usize],
+    score: impl Fn(Tensor, At, Tensor) -> Tensor + 'static,
+) -> Case {
     Case { name, capture: capture.to_vec(), score: Box::new(score) }
 }
 
@@ -38,7 +42,9 @@ fn cases() -> Vec<Case> {
         case("gain[q]", &[LENGTH], |s, at, t| s * t.at([at.query])),
         case("bias[k]", &[LENGTH], |s, at, t| s + t.at([at.key])),
         case("indirect[q*7%n]", &[LENGTH], |s, at, t| s + t.at([(at.query * 7i64) % (LENGTH as i64)])),
-        case("relative", &[HEADS, 2 * LENGTH - 1], move |s, at, t| s + t.at([at.head, at.query - at.key + last])),
+        case("relative", &[HEADS, 2 * LENGTH - 1], move |s, at, t| {
+            s + t.at([at.head, at.query - at.key + last])
+        }),
         case("absolute", &[2 * LENGTH], |s, at, t| s + t.at([(at.query - at.key).abs()])),
         case("window table", &[17], |s, at, t| s + t.at([(at.query - at.key + 8i64).clamp(0i64, 16i64)])),
         case("bucketed", &[HEADS, 32], |s, at, t| mods::bucketed(t, true, 128)(s, at)),
@@ -64,7 +70,11 @@ fn random(dtype: DType, shape: Vec<usize>, seed: u64) -> Result<Array> {
 }
 
 /// Measures every case; prints one row each.
-pub fn measure(arguments: &Arguments, peers: &mut Peers, report: &mut Report) -> Result<(), Box<dyn std::error::Error>> {
+pub fn measure(
+    arguments: &Arguments,
+    peers: &mut Peers,
+    report: &mut Report,
+) -> std::result::Result<(), Box<dyn std::error::Error>> {
     for dtype in [DType::F32, DType::BF16] {
         for causal in [false, true] {
             for direction in ["forward", "backward"] {
@@ -128,7 +138,8 @@ fn time(case: &Case, dtype: DType, causal: bool, direction: &str, arguments: &Ar
         }
         if causal { attention.mask(mods::causal).call() } else { attention.call() }
     };
-    let forward = compile(|inputs: (Tensor, Tensor, Tensor, Tensor)| attend(&inputs)).threads(arguments.threads);
+    let forward =
+        compile(|inputs: (Tensor, Tensor, Tensor, Tensor)| attend(&inputs)).threads(arguments.threads);
     let inputs = (&query, &key, &value, &table);
     let forward_times = timed(arguments.repeats, || forward.call(inputs).map(drop))?;
     if direction == "forward" {

@@ -1,9 +1,10 @@
 //! Measures the project and its peers in turn, in one run, beside the limits of the machine.
 //!
-//! `cargo xtask bench attention | scan [--peer torch,jax] [--json] [--filter TEXT]`. Times are medians of several
+//! `cargo xtask bench attention | scan | model [--peer torch,jax] [--json] [--filter TEXT]`. Times are medians of several
 //! repeats with the spread beside them; the machine's limits are measured in the same run.
 
 mod attention;
+mod model;
 mod peer;
 mod report;
 mod scan;
@@ -48,6 +49,8 @@ enum What {
     Attention,
     /// Scans over the shapes that matter.
     Scan,
+    /// A training step of the language model.
+    Model,
 }
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -57,6 +60,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     match arguments.what {
         What::Attention => attention::measure(&arguments, &mut peers, &mut report)?,
         What::Scan => scan::measure(&arguments, &mut peers, &mut report)?,
+        What::Model => model::measure(&arguments, &mut peers, &mut report)?,
     }
     report.finish(&arguments.out)
 }

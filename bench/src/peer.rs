@@ -52,7 +52,9 @@ impl Peers {
 impl Peer {
     fn answer(&mut self, case: &Value) -> Answer {
         let mut line = String::new();
-        writeln!(self.input, "{case}").and_then(|()| self.input.flush()).map_err(|error| error.to_string())?;
+        writeln!(self.input, "{case}")
+            .and_then(|()| self.input.flush())
+            .map_err(|error| error.to_string())?;
         self.output.read_line(&mut line).map_err(|error| error.to_string())?;
         let answer: Value = serde_json::from_str(&line).map_err(|_| "the peer stopped".to_string())?;
         match answer["times"].as_array() {

@@ -155,7 +155,8 @@ impl Report {
                         let answer = row.peers.iter().find(|(peer, _)| peer == name);
                         answer.and_then(|(_, answer)| answer.as_ref().ok()).map(|times| rate(times))
                     };
-                    let values = std::iter::once(Some(rate(&row.times))).chain(names[1..].iter().map(of)).collect();
+                    let values =
+                        std::iter::once(Some(rate(&row.times))).chain(names[1..].iter().map(of)).collect();
                     Group { name: row.case.clone(), values }
                 })
                 .collect();

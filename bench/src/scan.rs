@@ -13,7 +13,11 @@ const SHAPES: [([usize; 2], usize); 4] =
     [([4096, 4096], 1), ([64, 262_144], 1), ([1, 16_777_216], 1), ([4096, 4096], 0)];
 
 /// Measures every case; prints one row each.
-pub fn measure(arguments: &Arguments, peers: &mut Peers, report: &mut Report) -> Result<(), Box<dyn std::error::Error>> {
+pub fn measure(
+    arguments: &Arguments,
+    peers: &mut Peers,
+    report: &mut Report,
+) -> std::result::Result<(), Box<dyn std::error::Error>> {
     for (shape, axis) in SHAPES {
         for (scan, direction) in [("sum", "forward"), ("linear", "forward"), ("linear", "both")] {
             let name = format!("{scan} {}x{} axis {axis}", shape[0], shape[1]);
@@ -32,7 +36,8 @@ pub fn measure(arguments: &Arguments, peers: &mut Peers, report: &mut Report) ->
                 "kind": "scan", "scan": scan, "direction": direction, "shape": shape, "axis": axis,
                 "repeats": arguments.repeats.min(3), "threads": arguments.threads,
             });
-            let implementations = [("torch", "cumsum"), ("torch", "associative_scan"), ("jax", "associative_scan")];
+            let implementations =
+                [("torch", "cumsum"), ("torch", "associative_scan"), ("jax", "associative_scan")];
             report.add(
                 Limit::Memory,
                 Row {
@@ -51,17 +56,25 @@ pub fn measure(arguments: &Arguments, peers: &mut Peers, report: &mut Report) ->
     Ok(())
 }
 
-fn time(scan: &str, direction: &str, shape: [usize; 2], axis: usize, arguments: &Arguments) -> Result<Vec<f64>> {
+fn time(
+    scan: &str,
+    direction: &str,
+    shape: [usize; 2],
+    axis: usize,
+    arguments: &Arguments,
+) -> Result<Vec<f64>> {
     let wave = |offset: f32, scale: f32| {
         Array::from_fn(shape.to_vec(), move |i| offset + scale * ((i[0] * 31 + i[1] * 7) as f32 * 0.01).sin())
     };
     let (a, b) = (wave(0.95, 0.05)?, wave(0.0, 1.0)?);
     let recurrence = |(a, b): &(Tensor, Tensor)| {
-        associative_scan((*a, *b), axis as isize, |l: (Tensor, Tensor), r| (l.0 * r.0, r.0 * l.1 + r.1)).call().1
+        associative_scan((*a, *b), axis as isize, |l: (Tensor, Tensor), r| (l.0 * r.0, r.0 * l.1 + r.1))
+            .call()
+            .1
     };
     match (scan, direction) {
         ("sum", _) => {
-            let f = compile(|x: Tensor| x.cumulative_sum(axis as isize)).threads(arguments.threads);
+            let f = compile(|x: Tensor| x.cumsum(axis as isize)).threads(arguments.threads);
             timed(arguments.repeats, || f.call(&b).map(drop))
         }
         (_, "forward") => {

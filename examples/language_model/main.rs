@@ -5,7 +5,6 @@
 //! it is compared, on held-out text, with a byte-trigram model and with the same model without biases.
 
 mod data;
-mod model;
 mod pictures;
 mod training;
 
@@ -17,7 +16,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use clap::Parser;
 
 use data::{Text, trigram_bits_per_byte};
-use model::{Config, Kind};
+use tilewright_examples::gpt::{Config, Kind};
 use training::{Outcome, Run, train};
 
 /// Trains a byte-level language model with learned attention biases.

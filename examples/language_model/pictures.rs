@@ -4,9 +4,9 @@ use std::path::Path;
 
 use tilewright_pictures::{Matrix, Series, heat_maps, line_chart};
 
-use crate::model::{Layer, Mixer};
 use crate::training::Outcome;
 use tilewright::Array;
+use tilewright_examples::gpt::{Layer, Mixer};
 
 /// Writes `loss.png` and, for a model with biases, `biases.png` and `distances.png`.
 pub fn draw(outcomes: &[Outcome], folder: &Path) -> Result<(), Box<dyn std::error::Error>> {

@@ -12,7 +12,7 @@ use tilewright_examples::Splitmix;
 
 use crate::Arguments;
 use crate::data::Text;
-use crate::model::{Config, Gpt};
+use tilewright_examples::gpt::{Config, Gpt};
 
 /// What is to be trained.
 pub struct Run<'a> {

@@ -1,6 +1,8 @@
-//! What the examples share: randomness on the host, and figures written for people.
+//! What the examples share with each other and with the benchmarks: a language model, and randomness on the host.
 
 #![forbid(unsafe_code)]
+
+pub mod gpt;
 
 /// A small generator for choosing data and sampling text: splitmix64 (Steele et al. 2014).
 #[derive(Clone, Debug)]

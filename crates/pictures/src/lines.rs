@@ -63,11 +63,18 @@ fn chart(path: &Path, title: &str, x: &str, y: &str, series: &[Series], mark: Ma
             .bold_line_style(RGBColor(220, 220, 220))
             .draw()?;
         for (i, series) in series.iter().enumerate() {
-            let style = colour(i).stroke_width(2);
-            chart
-                .draw_series(LineSeries::new(series.points.iter().copied(), style))?
-                .label(&series.name)
-                .legend(move |(x, y)| PathElement::new(vec![(x, y), (x + 24, y)], colour(i).stroke_width(3)));
+            let drawn = match mark {
+                Mark::Line => {
+                    let style = colour(i).stroke_width(2);
+                    chart.draw_series(LineSeries::new(series.points.iter().copied(), style))?
+                }
+                Mark::Point => {
+                    let dot = |&point: &(f64, f64)| Circle::new(point, 4, colour(i).mix(0.7).filled());
+                    chart.draw_series(series.points.iter().map(dot))?
+                }
+            };
+            let sample = move |(x, y)| PathElement::new(vec![(x, y), (x + 24, y)], colour(i).stroke_width(3));
+            drawn.label(&series.name).legend(sample);
         }
         chart
             .configure_series_labels()
