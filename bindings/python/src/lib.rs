@@ -11,7 +11,7 @@ use pyo3::prelude::*;
 use pyo3::types::PyList;
 use tilewright_ir::DType;
 
-use crate::memory::Tensor;
+use crate::memory::{Form, Tensor};
 
 /// Runs `program` on tensors; results are allocated by `empty` (PyTorch's function).
 #[pyfunction]
@@ -24,9 +24,9 @@ fn call_torch<'py>(
 ) -> PyResult<Bound<'py, PyList>> {
     let tensors: Vec<Tensor> = inputs.iter().map(|input| Tensor::of_torch(input)).collect::<PyResult<_>>()?;
     let compiled = program::compiled(program, &tensors).map_err(|error| raise(py, error))?;
-    let outputs: Vec<Bound<'py, PyAny>> =
-        compiled.results().iter().map(|ty| memory::empty_torch(py, &empty, ty)).collect::<PyResult<_>>()?;
-    let targets: Vec<Tensor> = outputs.iter().map(|output| Tensor::of_torch(output)).collect::<PyResult<_>>()?;
+    let made = compiled.results().iter().map(|ty| memory::empty_torch(py, &empty, ty));
+    let (outputs, targets): (Vec<Bound<'py, PyAny>>, Vec<Tensor>) =
+        made.collect::<PyResult<Vec<_>>>()?.into_iter().unzip();
     py.detach(|| {
         // SAFETY: `inputs` and `outputs` keep the tensors' memory alive until this returns; the outputs were
         // allocated just now, packed, and nothing else refers to them.
@@ -47,14 +47,16 @@ fn block_kinds(
     lengths: (usize, usize),
     block: (usize, usize),
 ) -> PyResult<()> {
-    let tensors: Vec<Tensor> = captures.iter().map(|capture| Tensor::of_torch(capture)).collect::<PyResult<_>>()?;
+    let tensors: Vec<Tensor> =
+        captures.iter().map(|capture| Tensor::of_torch(capture)).collect::<PyResult<_>>()?;
     let target = Tensor::of_torch(&result)?;
-    if target.dtype != DType::U8 || !target.is_packed() || target.shape.len() != 4 {
+    let Form { dtype, shape, .. } = &target.form;
+    if *dtype != DType::U8 || !target.form.is_packed() || shape.len() != 4 {
         return Err(raise(py, tilewright_ir::Error::argument("result", "packed bytes with 4 axes expected")));
     }
     let kinds = py.detach(|| {
         // SAFETY: `captures` keeps the tensors' memory alive until this returns.
-        unsafe { program::block_kinds(program, &tensors, (target.shape[0], target.shape[1]), lengths, block) }
+        unsafe { program::block_kinds(program, &tensors, (shape[0], shape[1]), lengths, block) }
     });
     let kinds = kinds.map_err(|error| raise(py, error))?;
     // SAFETY: `result` is packed bytes, kept alive here, and nobody else writes to it meanwhile.

@@ -6,20 +6,47 @@ use std::sync::{Arc, Mutex, PoisonError};
 use tilewright::pipeline::{self, Layout, Program};
 use tilewright_autodiff::reverse;
 use tilewright_ir::{Error, Graph, Result, Type, Value, parse};
+use tilewright_plan::attention::{Attention, AttentionShape};
+use tilewright_plan::{Kernel, Plan};
 
-use crate::memory::Tensor;
+use crate::memory::{Form, Tensor};
 
-/// Programs that are kept; beyond it all are dropped, since a caller with so many makes new ones for ever.
+/// How many programs are kept, and how many forms of inputs for each; beyond them all are dropped, since a caller
+/// with so many makes new ones for ever.
 const KEPT: usize = 4096;
+const FORMS_KEPT: usize = 256;
 
-type Key = (String, Vec<(Type, Vec<isize>)>);
-
-static PROGRAMS: Mutex<Option<HashMap<Key, Arc<Runnable>>>> = Mutex::new(None);
+/// The compiled programs by text, then by the forms of the inputs.
+static PROGRAMS: Mutex<Option<HashMap<String, Vec<Arc<Runnable>>>>> = Mutex::new(None);
 
 /// A compiled program with the types of its results.
 pub struct Runnable {
+    inputs: Vec<Form>,
     program: Program,
     results: Vec<Type>,
+    /// Whether other threads would cost more than they give.
+    small: bool,
+}
+
+/// Multiplications and additions that take about as long as waking a thread.
+const SMALL: usize = 1 << 19;
+
+/// About how much a plan computes. The result does not depend on it.
+fn work(plan: &Plan) -> usize {
+    let pairs = |attention: &Attention| {
+        let AttentionShape { batch, heads, queries, keys, head_size, value_size, .. } = attention.shape;
+        batch * heads * queries * keys * (head_size + value_size)
+    };
+    let kernels = plan.kernels.iter().map(|kernel| match kernel {
+        Kernel::AttentionForward(kernel) => pairs(&kernel.attention),
+        Kernel::AttentionBackward(kernel) => 3 * pairs(&kernel.attention),
+        Kernel::MatMul(product) => {
+            product.batch.iter().product::<usize>() * product.rows * product.columns * product.depth
+        }
+        Kernel::BlockMap(_) | Kernel::Loops(_) | Kernel::ScatterAdd(_) | Kernel::Scan(_) => 0,
+    });
+    let elements: usize = plan.buffers.iter().map(|buffer| buffer.elements).sum();
+    kernels.sum::<usize>() + 16 * elements
 }
 
 impl Runnable {
@@ -40,8 +67,9 @@ impl Runnable {
         // SAFETY: the caller's promise.
         let inputs: Vec<&[u8]> = inputs.iter().map(|tensor| unsafe { tensor.bytes() }).collect();
         // SAFETY: the caller's promise.
-        let mut outputs: Vec<&mut [u8]> = outputs.iter().map(|tensor| unsafe { tensor.bytes_mut() }).collect();
-        self.program.run(&inputs, &mut outputs, threads)
+        let mut outputs: Vec<&mut [u8]> =
+            outputs.iter().map(|tensor| unsafe { tensor.bytes_mut() }).collect();
+        self.program.run(&inputs, &mut outputs, if self.small { 1 } else { threads })
     }
 }
 
@@ -50,26 +78,32 @@ impl Runnable {
 /// # Errors
 /// Where the text does not parse, does not fit the tensors, or cannot be differentiated.
 pub fn compiled(program: &str, tensors: &[Tensor]) -> Result<Arc<Runnable>> {
-    let signature = tensors.iter().map(|tensor| (tensor.ty(), tensor.strides.clone())).collect();
-    let key: Key = (program.to_owned(), signature);
     let mut programs = PROGRAMS.lock().unwrap_or_else(PoisonError::into_inner);
     let programs = programs.get_or_insert_default();
-    if let Some(known) = programs.get(&key) {
+    let fits = |known: &&Arc<Runnable>| known.inputs.iter().eq(tensors.iter().map(|tensor| &tensor.form));
+    if let Some(known) = programs.get(program).and_then(|known| known.iter().find(fits)) {
         return Ok(known.clone());
     }
-    let types: Vec<Type> = tensors.iter().map(Tensor::ty).collect();
-    let graph = graph_of(program, &types)?;
-    let layouts: Vec<Layout> = tensors
-        .iter()
-        .map(|tensor| Layout { strides: tensor.strides.clone(), offset: tensor.offset() })
-        .collect();
-    let results = graph.result_types().into_iter().cloned().collect();
-    let runnable = Arc::new(Runnable { program: pipeline::compile(graph, &layouts)?, results });
+    let runnable = Arc::new(compile(program, tensors.iter().map(|tensor| tensor.form.clone()).collect())?);
     if programs.len() >= KEPT {
         programs.clear();
     }
-    programs.insert(key, runnable.clone());
+    let forms = programs.entry(program.to_owned()).or_default();
+    if forms.len() >= FORMS_KEPT {
+        forms.clear();
+    }
+    forms.push(runnable.clone());
     Ok(runnable)
+}
+
+fn compile(program: &str, inputs: Vec<Form>) -> Result<Runnable> {
+    let types: Vec<Type> = inputs.iter().map(Form::ty).collect();
+    let graph = graph_of(program, &types)?;
+    let results = graph.result_types().into_iter().cloned().collect();
+    let layouts: Vec<Layout> = inputs.iter().map(Form::layout).collect();
+    let program = pipeline::compile(graph, &layouts)?;
+    let small = work(&program.plan) < SMALL;
+    Ok(Runnable { inputs, program, results, small })
 }
 
 /// The graph of a program for inputs of these types: a text with `$n` for the type of input n, or `vjp:` and flags in
@@ -150,7 +184,8 @@ fn with_types(program: &str, types: &[Type]) -> Result<String> {
     for piece in pieces {
         let digits = piece.bytes().take_while(u8::is_ascii_digit).count();
         let ty = piece[..digits].parse::<usize>().ok().and_then(|n| types.get(n));
-        let ty = ty.ok_or_else(|| Error::shape("inputs", format!("one for ${}", &piece[..digits]), types.len()))?;
+        let ty =
+            ty.ok_or_else(|| Error::shape("inputs", format!("one for ${}", &piece[..digits]), types.len()))?;
         text.push_str(&ty.to_string());
         text.push_str(&piece[digits..]);
     }
@@ -171,12 +206,9 @@ pub unsafe fn block_kinds(
     (queries, keys): (usize, usize),
     (query_block, key_block): (usize, usize),
 ) -> Result<Vec<u8>> {
-    let types: Vec<Type> = captures.iter().map(Tensor::ty).collect();
+    let types: Vec<Type> = captures.iter().map(|tensor| tensor.form.ty()).collect();
     let mask = parse(&with_types(program, &types)?)?;
-    let layouts: Vec<Layout> = captures
-        .iter()
-        .map(|tensor| Layout { strides: tensor.strides.clone(), offset: tensor.offset() })
-        .collect();
+    let layouts: Vec<Layout> = captures.iter().map(|tensor| tensor.form.layout()).collect();
     // SAFETY: the caller's promise.
     let bytes: Vec<&[u8]> = captures.iter().map(|tensor| unsafe { tensor.bytes() }).collect();
     let map = pipeline::block_map(

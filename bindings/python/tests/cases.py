@@ -36,7 +36,7 @@ class Sizes:
 
     def normal(self, *shape: int, dtype: torch.dtype) -> Tensor:
         """A random tensor that requires a gradient."""
-        return (torch.randn(*shape, generator=self.generator) * 0.5).to(dtype).requires_grad_()
+        return (torch.randn(shape, generator=self.generator) * 0.5).to(dtype).requires_grad_()
 
     def integers(self, high: int, *shape: int) -> Tensor:
         """Random whole numbers below ``high``."""

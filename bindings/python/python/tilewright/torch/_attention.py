@@ -65,17 +65,27 @@ def flex_attention(
         raise ArgumentError("return_lse: give return_aux=AuxRequest(lse=True) alone")
     _check(query, key, value, enable_gqa)
     scale = 1.0 / math.sqrt(query.shape[-1]) if scale is None else float(scale)
+    with_lse = return_lse or (return_aux is not None and return_aux.lse)
+    with_max = return_aux is not None and return_aux.max_scores
+    lse: Tensor | None
+    maximum: Tensor | None
     if torch.compiler.is_dynamo_compiling():
         out, lse, maximum = _compile.flex_attention(query, key, value, score_mod, block_mask, scale)
     else:
-        _check_mask(query, key, block_mask)
-        mask_mod = None if block_mask is None else resolve(block_mask)
+        mask_mod = None
+        if block_mask is not None:
+            _check_mask(query, key, block_mask)
+            mask_mod = resolve(block_mask)
         query, key, value = _autocast(query, key, value)
-        program, captures = _program.attention(query, score_mod, mask_mod, scale)
-        out, lse, maximum = call([query, key, value, *captures], program)
+        # The derivative reads the log-sum-exp: it is a result wherever there may be one.
+        wanted = "%out, %lse" if with_lse or torch.is_grad_enabled() else "%out"
+        wanted += ", %max" if with_max else ""
+        program, captures = _program.attention(query, score_mod, mask_mod, scale, wanted)
+        out, *statistics = call([query, key, value, *captures], program)
+        lse = statistics[0] if with_lse else None
+        maximum = statistics[-1] if with_max else None
     if return_aux is not None:
-        aux = AuxOutput(lse=lse if return_aux.lse else None, max_scores=maximum if return_aux.max_scores else None)
-        return out, aux
+        return out, AuxOutput(lse=lse if with_lse else None, max_scores=maximum if with_max else None)
     return (out, lse) if return_lse else out
 
 
@@ -106,9 +116,7 @@ def _check(query: Tensor, key: Tensor, value: Tensor, enable_gqa: bool) -> None:
         raise ShapeError(f"key: axis 1: a divisor of query's {heads} heads expected, {key_heads} found")
 
 
-def _check_mask(query: Tensor, key: Tensor, block_mask: TorchBlockMask | None) -> None:
-    if block_mask is None:
-        return
+def _check_mask(query: Tensor, key: Tensor, block_mask: TorchBlockMask) -> None:
     batch, heads, queries, keys = block_mask.shape[-4:]
     for what, axis, found, expected in (
         ("query", 2, query.shape[2], queries),

@@ -137,35 +137,52 @@ def resolve(mask: TorchBlockMask) -> MaskMod | None:
     """The mask function that says what ``mask`` says: PyTorch's own block lists become a table that it reads."""
     if isinstance(mask, BlockMask) and mask.is_function_only():
         return None if mask.mask_mod is noop_mask else mask.mask_mod
-    table = _table(mask)
-    batch, heads = table.shape[:2]
-    query_block, key_block = mask.BLOCK_SIZE
-    inner = mask.mask_mod
-
-    def from_table(b: Any, h: Any, q: Any, k: Any) -> Any:
-        kind = table[b if batch > 1 else 0, h if heads > 1 else 0, q // query_block, k // key_block]
-        if inner is None or inner is noop_mask:
-            return kind > 0
-        return (kind == 2) | ((kind == 1) & inner(b, h, q, k))
-
-    return from_table
+    inner = None if mask.mask_mod is noop_mask else mask.mask_mod
+    return from_table(_table(mask), mask.BLOCK_SIZE, inner)
 
 
 def _table(mask: TorchBlockMask) -> Tensor:
     known = getattr(mask, "_tilewright_table", None)
     if isinstance(known, Tensor):
         return known
-    table = _dense(mask.kv_num_blocks, mask.kv_indices, mask)
-    if mask.full_kv_num_blocks is not None and mask.full_kv_indices is not None:
-        table = torch.where(_dense(mask.full_kv_num_blocks, mask.full_kv_indices, mask) > 0, 2, table)
-    table = table.to(torch.uint8)
+    table = block_table(
+        mask.seq_lengths[1],
+        mask.kv_num_blocks,
+        mask.kv_indices,
+        mask.full_kv_num_blocks,
+        mask.full_kv_indices,
+        mask.BLOCK_SIZE[1],
+    )
     setattr(mask, "_tilewright_table", table)  # noqa: B010
     return table
 
 
-def _dense(counts: Tensor, indices: Tensor, mask: TorchBlockMask) -> Tensor:
-    columns = -(-mask.seq_lengths[1] // mask.BLOCK_SIZE[1])
-    dense = torch.zeros((*indices.shape[:-1], columns + 1), dtype=torch.int32)
-    listed = torch.arange(indices.shape[-1]) < counts[..., None]
-    dense.scatter_(-1, torch.where(listed, indices, columns).long(), 1)
-    return dense[..., :columns]
+def block_table(
+    keys: int, counts: Tensor, indices: Tensor, full_counts: Tensor | None, full_indices: Tensor | None, key_block: int
+) -> Tensor:
+    """One byte a block from PyTorch's lists: 0 empty, 1 partial, 2 full."""
+    columns = -(-keys // key_block)
+    table = _listed(counts, indices, columns)
+    if full_counts is not None and full_indices is not None:
+        table = torch.maximum(table, 2 * _listed(full_counts, full_indices, columns))
+    return table.to(torch.uint8)
+
+
+def _listed(counts: Tensor, indices: Tensor, columns: int) -> Tensor:
+    listed = torch.ones_like(indices).cumsum(-1) <= counts[..., None]
+    positions = torch.where(listed, indices, columns).long()
+    dense = indices.new_zeros((*indices.shape[:-1], columns + 1))
+    return dense.scatter(-1, positions, 1)[..., :columns]
+
+
+def from_table(table: Tensor, block: tuple[int, int], inner: MaskMod | None) -> MaskMod:
+    """The mask function that reads a table of blocks, and asks ``inner`` within partial ones."""
+    batch, heads = table.shape[:2]
+
+    def admitted(b: Any, h: Any, q: Any, k: Any) -> Any:
+        kind = table[b if batch > 1 else 0, h if heads > 1 else 0, q // block[0], k // block[1]]
+        if inner is None:
+            return kind > 0
+        return (kind == 2) | ((kind == 1) & inner(b, h, q, k))
+
+    return admitted

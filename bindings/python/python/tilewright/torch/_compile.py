@@ -14,12 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 from torch._higher_order_ops.flex_attention import flex_attention as torch_operator
+from torch._inductor.custom_graph_pass import CustomGraphPass
 from torch.nn.attention import flex_attention as torch_module
 from torch.nn.attention.flex_attention import noop_mask
 
 from tilewright.torch import _operator as _operator  # registers the operator
 from tilewright.torch import _program
-from tilewright.torch._trace import Region
+from tilewright.torch._block_mask import block_table, from_table
 
 LOG2 = 0.6931471805599453
 
@@ -38,7 +39,8 @@ def flex_attention(
         mask_mod, is_function = block_mask.mask_mod, getattr(block_mask, "_sizes", None) is not None
     if is_function:
         empty = query.new_zeros((1, 1, 1), dtype=torch.int32)
-        lists: tuple[Any, ...] = (empty, empty.unsqueeze(-1), None, None, None, None, None, None, None, None, None, None)
+        # PyTorch's operator asks for the lists along keys and along queries; nobody will read them.
+        lists = (empty, empty.unsqueeze(-1), None, None, empty, empty.unsqueeze(-1), None, None, None, None, None, None)
         blocks = (query.shape[2], key.shape[2], *lists, FUNCTION_ONLY, FUNCTION_ONLY, mask_mod)
     else:
         blocks = block_mask.as_tuple()
@@ -60,7 +62,7 @@ _OPTIONS: dict[str, Any] = {
 }
 
 
-class ReplaceAttention:
+class ReplaceAttention(CustomGraphPass):
     """The graph pass. Its ``uuid`` keeps compiled graphs cached."""
 
     def __call__(self, graph: fx.Graph) -> None:
@@ -99,7 +101,8 @@ def _example(node: Any) -> Any:
 
 
 def _replace(graph: fx.Graph, node: fx.Node) -> None:
-    query, key, value, score, blocks, scale, _options, score_captures, mask_captures = node.args
+    arguments: tuple[Any, ...] = node.args
+    query, key, value, score, blocks, scale, _options, score_captures, mask_captures = arguments
     nodes: dict[int, fx.Node] = {}
 
     def lift(captured: Any) -> tuple[Any, ...]:
@@ -122,7 +125,7 @@ def _replace(graph: fx.Graph, node: fx.Node) -> None:
             example = block_table(*(_example(item) for item in table.args))
             table.meta["example_value"] = example
             nodes[id(example)] = table
-            mask_function = _with_table(mask_function, example, (_example(blocks[-3]), _example(blocks[-2])))
+            mask_function = from_table(example, (_example(blocks[-3]), _example(blocks[-2])), mask_function)
         program, captures = _program.attention(_example(query), score_function, mask_function, float(_example(scale)))
         inputs = [query, key, value, *(nodes[id(capture)] for capture in captures)]
         call = graph.call_function(torch.ops.tilewright.call.default, (inputs, program))
@@ -130,7 +133,7 @@ def _replace(graph: fx.Graph, node: fx.Node) -> None:
         out = graph.call_function(_pick, (call, 0))
         statistics = [graph.call_function(_in_base_two, (graph.call_function(_pick, (call, i)),)) for i in (1, 2)]
     for user in list(node.users):
-        index = user.args[1]
+        index: Any = user.args[1]
         user.replace_all_uses_with(out if index == 0 else statistics[int(index) - 1])
         graph.erase_node(user)
     graph.erase_node(node)
@@ -147,36 +150,6 @@ def _in_base_two(statistic: Tensor) -> Tensor:
 def _is_noop(module: fx.GraphModule) -> bool:
     calls = [node for node in module.graph.nodes if node.op not in ("placeholder", "output")]
     return len(calls) == 1 and calls[0].op == "call_method" and calls[0].target == "new_ones"
-
-
-def block_table(
-    keys: int, counts: Tensor, indices: Tensor, full_counts: Tensor | None, full_indices: Tensor | None, key_block: int
-) -> Tensor:
-    """One byte a block from PyTorch's lists: 0 empty, 1 partial, 2 full."""
-    columns = -(-keys // key_block)
-    table = _listed(counts, indices, columns)
-    if full_counts is not None and full_indices is not None:
-        table = torch.maximum(table, 2 * _listed(full_counts, full_indices, columns))
-    return table.to(torch.uint8)
-
-
-def _listed(counts: Tensor, indices: Tensor, columns: int) -> Tensor:
-    listed = torch.arange(indices.shape[-1]) < counts[..., None]
-    positions = torch.where(listed, indices, columns).long()
-    dense = torch.zeros((*indices.shape[:-1], columns + 1), dtype=torch.int32)
-    return dense.scatter(-1, positions, 1)[..., :columns]
-
-
-def _with_table(inner: Callable[..., Any] | None, table: Tensor, block: tuple[int, int]) -> Callable[..., Any]:
-    batch, heads = table.shape[:2]
-
-    def from_table(b: Any, h: Any, q: Any, k: Any) -> Any:
-        kind = table[b if batch > 1 else 0, h if heads > 1 else 0, q // block[0], k // block[1]]
-        if inner is None:
-            return kind > 0
-        return (kind == 2) | ((kind == 1) & inner(b, h, q, k))
-
-    return from_table
 
 
 def install() -> None:
@@ -210,11 +183,16 @@ def enable() -> None:
     Outside of ``torch.compile``, PyTorch's function stays as it is; import ours instead.
     """
     install()
-    torch_module._apply_kernel_options = _kernel_options
+    setattr(torch_module, "_apply_kernel_options", _kernel_options)  # noqa: B010
+    setattr(torch_module, "_validate_device", _any_device)  # noqa: B010
 
 
 def _kernel_options(*_arguments: Any) -> dict[str, Any]:
     return dict(_OPTIONS)
 
 
-__all__ = ["Region", "enable", "flex_attention", "install"]
+def _any_device(*_tensors: Tensor) -> None:
+    """In place of the check that refuses training on the CPU."""
+
+
+__all__ = ["enable", "flex_attention", "install"]

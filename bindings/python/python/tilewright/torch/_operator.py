@@ -15,62 +15,98 @@ from torch import Tensor
 from tilewright import _native
 from tilewright.torch import _program
 
-_library = torch.library.Library("tilewright", "DEF")
-_library.define("call(Tensor[] inputs, str program) -> Tensor[]")
+_NAME = "tilewright::call"
+
+torch.library.define(_NAME, "(Tensor[] inputs, str program) -> Tensor[]")
 
 
 def _call_cpu(inputs: list[Tensor], program: str) -> list[Tensor]:
     return _native.call_torch(program, inputs, torch.empty, torch.get_num_threads())
 
 
-_library.impl("call", _call_cpu, "CPU")
-
-
-@torch.library.register_fake("tilewright::call", lib=_library)
 def _call_fake(inputs: list[Tensor], program: str) -> list[Tensor]:
     if program.startswith("vjp:"):
         wanted = program.split(":", 3)[1]
         return [x.new_empty(x.shape) for x, flag in zip(inputs, wanted) if flag == "1"]
-    if _program.is_attention(program):
-        query, value = inputs[0], inputs[2]
-        rows = query.shape[:3]
-        score = _program.score_type(query.dtype)
-        return [
-            query.new_empty((*rows, value.shape[3])),
-            query.new_empty(rows, dtype=score),
-            query.new_empty(rows, dtype=score),
-        ]
-    return [inputs[i].new_empty(inputs[i].shape) for i in range(_program.result_count(program))]
+    return [_result(inputs, name) for name in _program.results(program)]
 
 
-def _setup_context(ctx: Any, inputs: tuple[list[Tensor], str], output: list[Tensor]) -> None:
-    tensors, program = inputs
+def _result(inputs: list[Tensor], name: str) -> Tensor:
+    """What stands for a result: the statistics of attention, its output, or a scanned leaf ``%y3``."""
+    if name.startswith("%y"):
+        return inputs[int(name[2:])].new_empty(inputs[int(name[2:])].shape)
+    query, value = inputs[0], inputs[2]
+    rows = query.shape[:3]
+    if name == "%out":
+        return query.new_empty((*rows, value.shape[3]))
+    return query.new_empty(rows, dtype=_program.score_type(query.dtype))
+
+
+def _save(ctx: Any, tensors: Sequence[Tensor], program: str, results: Sequence[Tensor]) -> None:
     ctx.program = program
     ctx.count = len(tensors)
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(*tensors, *output)
+    ctx.save_for_backward(*tensors, *results)
 
 
-def _backward(ctx: Any, cotangents: Sequence[Tensor | None]) -> tuple[list[Tensor | None], None]:
+def _gradients(ctx: Any, needed: Sequence[bool], cotangents: Sequence[Tensor | None]) -> list[Tensor | None]:
     saved = list(ctx.saved_tensors)
-    tensors = saved[: ctx.count]
-    needed = ctx.needs_input_grad[0]
-    wanted = [bool(needs) and x.is_floating_point() for needs, x in zip(needed, tensors)]
+    wanted = [bool(needs) and x.is_floating_point() for needs, x in zip(needed, saved)]
     present = [g is not None and g.is_floating_point() for g in cotangents]
     given = [g for g, flag in zip(cotangents, present) if flag and g is not None]
     gradients: list[Tensor | None] = [None] * ctx.count
     if any(wanted) and given:
-        results = call([*saved, *given], _program.vjp(ctx.program, wanted, present))
-        for i, result in zip((i for i, flag in enumerate(wanted) if flag), results):
-            gradients[i] = result
-    return gradients, None
+        results = iter(call([*saved, *given], _program.vjp(ctx.program, wanted, present)))
+        gradients = [next(results) if flag else None for flag in wanted]
+    return gradients
 
 
-torch.library.register_autograd("tilewright::call", _backward, setup_context=_setup_context, lib=_library)
+def _setup_context(ctx: Any, inputs: tuple[list[Tensor], str], output: list[Tensor]) -> None:
+    _save(ctx, inputs[0], inputs[1], output)
+
+
+def _backward(ctx: Any, cotangents: Sequence[Tensor | None]) -> tuple[list[Tensor | None], None]:
+    return _gradients(ctx, ctx.needs_input_grad[0], cotangents), None
+
+
+torch.library.impl(_NAME, "CPU", func=_call_cpu)
+torch.library.register_fake(_NAME, _call_fake)
+torch.library.register_autograd(_NAME, _backward, setup_context=_setup_context)
 
 _operator: Callable[[list[Tensor], str], list[Tensor]] = torch.ops.tilewright.call.default
 
 
-def call(inputs: Sequence[Tensor], program: str) -> list[Tensor]:
+class _Call(torch.autograd.Function):
+    """The operator's derivative again, for eager calls: quicker than the registered one, and known to
+    ``torch.func``, which takes no function of lists."""
+
+    @staticmethod
+    def forward(program: str, *tensors: Tensor) -> tuple[Tensor, ...]:
+        return tuple(_run(list(tensors), program))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        _save(ctx, inputs[1:], inputs[0], output)
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
+        return None, *_gradients(ctx, ctx.needs_input_grad[1:], cotangents)
+
+
+_PLAIN = (Tensor, torch.nn.Parameter)
+
+
+def _run(inputs: list[Tensor], program: str) -> list[Tensor]:
+    """The operator; past the dispatcher where there is nothing for it to do."""
+    plain = all([type(x) in _PLAIN and x.is_cpu for x in inputs])
+    if plain and not torch._C._len_torch_dispatch_stack() and torch._C._functorch.maybe_current_level() is None:
+        return _call_cpu(inputs, program)
+    return _operator(inputs, program)
+
+
+def call(inputs: list[Tensor], program: str) -> list[Tensor]:
     """Runs a program on tensors and gives its results, differentiable."""
-    return _operator(list(inputs), program)
+    if torch.is_grad_enabled() and any([x.requires_grad for x in inputs]):
+        results: tuple[Tensor, ...] = _Call.apply(program, *inputs)
+        return list(results)
+    return _run(inputs, program)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from tilewright._errors import TraceError
-from tilewright.torch._trace import Region, Traced, lift, type_text, user_line
+from tilewright.torch._trace import Region, Traced, dtype_name, lift, type_text, user_line
 
 ScoreMod = Callable[..., Any]
 MaskMod = Callable[..., Any]
@@ -48,41 +48,48 @@ def _result(region: Region, value: Any, dtype: torch.dtype, what: str) -> Traced
     return traced
 
 
-def _region_text(region: Region, label: str, parameters: list[str], results: Sequence[Traced]) -> str:
-    names = ", ".join(result.name for result in results)
+def _region_text(region: Region, label: str, parameters: str, results: str) -> str:
     body = "\n    ".join(region.lines)
-    return f"{label}({', '.join(parameters)}) -> ({names}) {{\n    {body}\n  }}"
+    return f"{label}({parameters}) -> ({results}) {{\n    {body}\n  }}"
+
+
+_COORDINATES = ("%b", "%h", "%q", "%k")
+_POINTS = "%b: i32[], %h: i32[], %q: i32[], %k: i32[]"
 
 
 def attention(
-    query: Tensor, score_mod: ScoreMod | None, mask_mod: MaskMod | None, scale: float
+    query: Tensor,
+    score_mod: ScoreMod | None,
+    mask_mod: MaskMod | None,
+    scale: float,
+    results: str = "%out, %lse, %max",
 ) -> tuple[str, list[Tensor]]:
     """The program of an attention call, and the tensors that it captures, in the order of its inputs."""
     dtype = score_type(query.dtype)
     captures: list[Tensor] = []
-    coordinates = ["%b: i32[]", "%h: i32[]", "%q: i32[]", "%k: i32[]"]
 
     score = Region(captures)
-    points = [Traced(score, name.split(":")[0], torch.int32, ()) for name in coordinates]
     raw = Traced(score, "%s", dtype, ())
-    value = raw if score_mod is None else _run(score_mod, [raw, *points], "score_mod")
-    new_score = _result(score, value, dtype, "score_mod")
+    new_score = raw
+    if score_mod is not None:
+        points = [Traced(score, name, torch.int32, ()) for name in _COORDINATES]
+        new_score = _result(score, _run(score_mod, [raw, *points], "score_mod"), dtype, "score_mod")
 
     mask = Region(captures)
     admitted: Traced | None = None
     if mask_mod is not None:
-        points = [Traced(mask, name.split(":")[0], torch.int32, ()) for name in coordinates]
+        points = [Traced(mask, name, torch.int32, ()) for name in _COORDINATES]
         admitted = _result(mask, _run(mask_mod, points, "mask_mod"), torch.bool, "mask_mod")
 
-    inside = [f"%c{i}: ${i + 3}" for i in range(len(captures))]
-    parameters = ", ".join(["%query: $0", "%key: $1", "%value: $2", *inside])
-    operands = ", ".join(["%query", "%key", "%value", *(f"%c{i}" for i in range(len(captures)))])
-    regions = _region_text(score, "score", [f"%s: {type_text(dtype, ())}", *coordinates, *inside], [new_score])
+    count = len(captures)
+    inside = "".join([f", %c{i}: ${i + 3}" for i in range(count)])
+    operands = "".join([f", %c{i}" for i in range(count)])
+    regions = _region_text(score, "score", f"%s: {dtype_name(dtype)}[], {_POINTS}{inside}", new_score.name)
     if admitted is not None:
-        regions += " " + _region_text(mask, "mask", [*coordinates, *inside], [admitted])
+        regions += _region_text(mask, " mask", _POINTS + inside, admitted.name)
     text = (
-        f"graph({parameters}) -> (%out, %lse, %max) {{\n"
-        f"  %out, %lse, %max = flex_attention {operands} scale={scale!r} {regions}\n}}"
+        f"graph(%query: $0, %key: $1, %value: $2{inside}) -> ({results}) {{\n"
+        f"  %out, %lse, %max = flex_attention %query, %key, %value{operands} scale={scale!r} {regions}\n}}"
     )
     return text, captures
 
@@ -123,7 +130,7 @@ def scan(
     ]
     ys = ", ".join(f"%y{i}" for i in range(len(leaves)))
     attributes = f"leaves={len(leaves)} axis={axis} reverse={'true' if reverse else 'false'}"
-    body = _region_text(region, "combine", inside, converted)
+    body = _region_text(region, "combine", ", ".join(inside), ", ".join([value.name for value in converted]))
     text = f"graph({parameters}) -> ({ys}) {{\n  {ys} = associative_scan {', '.join(names)} {attributes} {body}\n}}"
     return text, captures
 
@@ -137,26 +144,18 @@ def _flags(flags: Sequence[bool]) -> str:
     return "".join("1" if flag else "0" for flag in flags)
 
 
-def is_attention(program: str) -> bool:
-    """Whether a program (not a derivative) is one of attention."""
-    return " = flex_attention " in program[: program.index("{") + 200]
-
-
 @functools.lru_cache(maxsize=4096)
-def result_count(program: str) -> int:
-    """How many results a program has."""
-    if program.startswith("vjp:"):
-        return program.split(":", 2)[1].count("1")
+def results(program: str) -> tuple[str, ...]:
+    """The names of a program's results (not of a derivative's)."""
     header = program[: program.index("{")]
-    return header.rsplit("->", 1)[1].count("%")
+    return tuple(name.strip(" ()") for name in header.rsplit("->", 1)[1].split(","))
 
 
 def mask(mask_mod: MaskMod) -> tuple[str, list[Tensor]]:
     """The text of a mask region, whose capture ``n`` has type ``$n``, and the tensors that it captures."""
     captures: list[Tensor] = []
     region = Region(captures)
-    coordinates = ["%b", "%h", "%q", "%k"]
-    points = [Traced(region, name, torch.int32, ()) for name in coordinates]
+    points = [Traced(region, name, torch.int32, ()) for name in _COORDINATES]
     admitted = _result(region, _run(mask_mod, points, "mask_mod"), torch.bool, "mask_mod")
-    parameters = [*(f"{name}: i32[]" for name in coordinates), *(f"%c{i}: ${i}" for i in range(len(captures)))]
-    return _region_text(region, "graph", parameters, [admitted]), captures
+    parameters = _POINTS + "".join([f", %c{i}: ${i}" for i in range(len(captures))])
+    return _region_text(region, "graph", parameters, admitted.name), captures

@@ -11,6 +11,7 @@ the shapes of each call, so that one text serves every length.
 
 from __future__ import annotations
 
+import functools
 import math
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -56,21 +57,31 @@ def type_text(dtype: torch.dtype, shape: Sequence[int]) -> str:
 _TYPED = frozenset(("cast", "broadcast", "reshape"))
 
 
-def _category(dtype: torch.dtype) -> int:
-    return 2 if dtype.is_floating_point else 0 if dtype == torch.bool else 1
+#: Truth values, whole numbers, floats: PyTorch's promotion goes by these first.
+_CATEGORIES: dict[torch.dtype, int] = {
+    dtype: 2 if dtype.is_floating_point else 0 if dtype == torch.bool else 1 for dtype in (*_NAMES, *_WIDENED)
+}
+_NUMBERS: dict[type, int] = {bool: 0, int: 1, float: 2}
+
+
+def _user_frame() -> tuple[str, int]:
+    """File and line of the innermost frame that is neither this package's nor PyTorch's."""
+    frame = sys._getframe(2)
+    while frame.f_globals.get("__name__", "").startswith(("tilewright.", "torch.")) and frame.f_back is not None:
+        frame = frame.f_back
+    return frame.f_code.co_filename, frame.f_lineno
 
 
 def user_line() -> str:
-    """``file:line`` of the innermost frame that is neither this package's nor PyTorch's."""
-    frame = sys._getframe(1)
-    while frame is not None:
-        module = str(frame.f_globals.get("__name__", ""))
-        if not module.startswith(("tilewright.", "torch.")):
-            return f"{frame.f_code.co_filename}:{frame.f_lineno}"
-        if frame.f_back is None:
-            break
-        frame = frame.f_back
-    return "?"
+    """``file:line`` of the user's code that is running."""
+    file, line = _user_frame()
+    return f"{file}:{line}"
+
+
+@functools.lru_cache(maxsize=4096)
+def _origin(file: str, line: int) -> str:
+    file = file.replace("\\", "\\\\").replace('"', '\\"')
+    return f'@ "{file}":{line}:0'
 
 
 def _refuse(what: str, instead: str) -> TraceError:
@@ -97,9 +108,9 @@ class Region:
     ) -> Traced:
         """Writes one operation and gives its result."""
         result = self.fresh(dtype, shape)
-        names = ", ".join(operand.name for operand in operands)
+        names = ", ".join([operand.name for operand in operands])
         typed = f": {type_text(dtype, shape)}" if op in _TYPED else ""
-        self.lines.append(f"{result.name}{typed} = {op} {names} {attributes}".rstrip())
+        self.lines.append(f"{result.name}{typed} = {op} {names} {attributes}")
         return result
 
     def constant(self, value: Number, dtype: torch.dtype) -> Traced:
@@ -353,22 +364,28 @@ class Traced:
         return _compare("ge", self, other)
 
 
+def _name(func: Callable[..., Any]) -> str:
+    return str(getattr(getattr(func, "overloadpacket", func), "__name__", func))
+
+
+@functools.lru_cache(maxsize=1024)
+def _operation(func: Callable[..., Any]) -> Callable[..., Any] | None:
+    name = _name(func)
+    return OPERATIONS.get(name) or OPERATIONS.get(name.strip("_"))
+
+
 def record(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Records a call of a function of PyTorch; raises :class:`TraceError` for one that has no counterpart."""
-    name = str(getattr(func, "__name__", func))
-    packet = getattr(func, "overloadpacket", None)
-    if packet is not None:
-        name = str(packet.__name__)
-    operation = OPERATIONS.get(name) or OPERATIONS.get(name.strip("_"))
+    operation = _operation(func)
     if operation is None:
         raise _refuse(
-            f"torch.{name} cannot be traced inside a score function, mask or combine",
+            f"torch.{_name(func)} cannot be traced inside a score function, mask or combine",
             "write it with arithmetic, torch.where, comparisons and element-wise functions, or compute it before the call",
         )
     try:
         return operation(*args, **kwargs)
     except TypeError as error:
-        raise _refuse(f"torch.{name}: {error}", "call it as PyTorch's documentation of the function says") from error
+        raise _refuse(f"torch.{_name(func)}: {error}", "call it as PyTorch's documentation of the function says") from error
 
 
 def _region(*values: Any) -> Region:
@@ -389,23 +406,13 @@ def _is_number(value: object) -> bool:
 def _number_dtype(value: Number, other: torch.dtype) -> torch.dtype:
     """The type that a Python number takes beside a tensor of type ``other``, by PyTorch's promotion."""
     category = 0 if isinstance(value, bool) else 1 if isinstance(value, int) else 2
-    if category <= _category(other):
+    if category <= _CATEGORIES.get(other, 2):
         return other
     return torch.get_default_dtype() if category == 2 else torch.int64
 
 
 def _result_type(values: Sequence[Any]) -> torch.dtype:
     """PyTorch's promotion: by category, and in a category arrays come before rank-0 values, those before numbers."""
-    first = values[0]
-    if isinstance(first, Traced):
-        # The common case in few steps: tracing runs in each call.
-        kind = _category(first.dtype)
-        if all(
-            (isinstance(value, Traced) and value.dtype == first.dtype)
-            or (isinstance(value, (int, float)) and (kind == 2 or (kind == 1 and isinstance(value, int))))
-            for value in values
-        ):
-            return first.dtype
     best: list[torch.dtype | None] = [None, None]
     for value in values:
         if isinstance(value, (Traced, Tensor)):
@@ -416,7 +423,7 @@ def _result_type(values: Sequence[Any]) -> torch.dtype:
     arrays, scalars = best
     if arrays is None:
         result = scalars
-    elif scalars is None or _category(scalars) <= _category(arrays):
+    elif scalars is None or _CATEGORIES.get(scalars, 2) <= _CATEGORIES.get(arrays, 2):
         result = arrays
     else:
         result = torch.promote_types(arrays, scalars)
@@ -467,11 +474,35 @@ def _together(values: Sequence[Any], dtype: torch.dtype | None = None) -> list[T
     return _same_shape([lift(region, value, dtype) for value in values])
 
 
+def _pair(x: Any, y: Any) -> list[Traced]:
+    """Two values as arrays of one type and shape: the common cases in few steps, since tracing runs in each call."""
+    if type(x) is Traced:
+        if type(y) is Traced:
+            if x.dtype is y.dtype and x._shape == y._shape and x.region is y.region:
+                return [x, y]
+        elif not x._shape and (type(y) is int or type(y) is float) and _NUMBERS[type(y)] <= _CATEGORIES[x.dtype]:
+            return [x, x.region.constant(y, x.dtype)]
+    return _together([x, y])
+
+
+def _common(shapes: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
+    """The shape that all broadcast to."""
+    rank = max(len(shape) for shape in shapes)
+    common = [1] * rank
+    for shape in shapes:
+        for axis, extent in enumerate(shape, rank - len(shape)):
+            if extent != 1:
+                if common[axis] not in (1, extent):
+                    raise TypeError(f"shapes {' and '.join(str(list(s)) for s in shapes)} do not broadcast together")
+                common[axis] = extent
+    return tuple(common)
+
+
 def _same_shape(values: list[Traced]) -> list[Traced]:
     first = values[0]._shape
     if all(value._shape == first for value in values):
         return values
-    shape = tuple(torch.broadcast_shapes(*(value._shape for value in values)))
+    shape = _common([value._shape for value in values])
     return [_broadcast(value, shape) for value in values]
 
 
@@ -496,7 +527,7 @@ def _float_unary(op: str) -> Callable[..., Traced]:
 def _binary(op: str, x: Any, y: Any, *, alpha: Number = 1) -> Traced:
     if alpha != 1:
         y = _binary("mul", y, alpha) if isinstance(y, Traced) else y * alpha
-    a, b = _together([x, y])
+    a, b = _pair(x, y)
     return a.region.emit(op, [a, b], a.dtype, a._shape)
 
 
@@ -517,7 +548,7 @@ def _float_binary(op: str) -> Callable[..., Traced]:
 
 
 def _compare(op: str, x: Any, y: Any) -> Traced:
-    a, b = _together([x, y])
+    a, b = _pair(x, y)
     return a.region.emit(op, [a, b], torch.bool, a._shape)
 
 
@@ -668,7 +699,7 @@ def _matmul(x: Any, y: Any) -> Traced:
         return region.emit("dot", [a, b], dtype, a._shape[:-1], f"left_batch=[] right_batch=[] {axes}")
     if a.ndim == 1:
         return _matmul(_transpose(b, -1, -2), a)
-    batch = tuple(torch.broadcast_shapes(a._shape[:-2], b._shape[:-2]))
+    batch = _common([a._shape[:-2], b._shape[:-2]])
     a, b = _broadcast(a, batch + a._shape[-2:]), _broadcast(b, batch + b._shape[-2:])
     n = len(batch)
     leading = list(range(n))
@@ -821,18 +852,20 @@ def _gather(array: Traced, items: list[Any]) -> Traced:
     region = array.region
     indices: list[Traced] = []
     for item in items:
+        if type(item) is Traced and item.dtype is torch.int32:
+            indices.append(item)
+            continue
         if not isinstance(item, (Traced, Tensor, int)) or isinstance(item, bool):
             raise _refuse(f"a {type(item).__name__} as an index", "index with whole numbers or traced indices")
         index = lift(region, item)
         if index.dtype.is_floating_point or index.dtype == torch.bool:
             raise _refuse(f"an index of type {index.dtype}", "convert it: index.to(torch.int32)")
         indices.append(index)
-    dtype = _result_type(indices)
-    indices = _together(indices, dtype)
+    first = indices[0]
+    if any([index.dtype is not first.dtype or index._shape != first._shape for index in indices]):
+        indices = _together(indices)
     shape = indices[0]._shape + array._shape[len(items) :]
-    file, _, line = user_line().rpartition(":")
-    file = file.replace("\\", "\\\\").replace('"', '\\"')
-    return region.emit("gather", [array, *indices], array.dtype, shape, f'@ "{file}":{line}:0')
+    return region.emit("gather", [array, *indices], array.dtype, shape, _origin(*_user_frame()))
 
 
 def _slice(x: Traced, slices: list[slice]) -> Traced:
