@@ -20,7 +20,7 @@ use tilewright_plan::{
     AttentionBackward, AttentionForward, BlockMap, Kernel, Operation, Program, Table, View,
 };
 
-use crate::Operand;
+use crate::operand::{Operand, line_of_read};
 use crate::region::{Argument, Lowering, lower_region};
 
 /// Queries per block of a block map.
@@ -44,15 +44,23 @@ impl BlockMaps {
     /// The slot of a map, and the kernel that makes it if it is new.
     fn slot(&mut self, mut map: BlockMap) -> (usize, Option<Kernel>) {
         for known in &self.maps {
-            map.slot = known.slot;
-            if map == *known {
-                return (map.slot, None);
+            if same_blocks(&map, known) {
+                return (known.slot, None);
             }
         }
         map.slot = self.maps.len();
         self.maps.push(map.clone());
         (map.slot, Some(Kernel::BlockMap(map)))
     }
+}
+
+/// Whether two maps hold the same blocks: slots, and the lines that read tables, may differ.
+fn same_blocks(map: &BlockMap, other: &BlockMap) -> bool {
+    let anonymous = |map: &BlockMap| {
+        let tables = map.tables.iter().map(|table| Table { origin: None, ..table.clone() }).collect();
+        BlockMap { slot: 0, tables, ..map.clone() }
+    };
+    anonymous(map) == anonymous(other)
 }
 
 /// The inputs of programs (see [`tilewright_plan::attention`]).
@@ -76,8 +84,8 @@ pub(crate) fn lower_forward(
     let mut score = Some(lower_region(&attention.score, &score_arguments(captures.len()))?);
     score.take_if(|score| is_input(score, 0, SCORE));
     let mask = lower_mask(attention.mask.as_ref(), captures.len())?;
-    let Common { mut attention, mut kernels } =
-        common(inputs, captures, attention.scale, mask, block_maps, origin);
+    let tables = Tables { captures, score: &attention.score, mask: attention.mask.as_ref(), origin };
+    let Common { mut attention, mut kernels } = common(inputs, tables, attention.scale, mask, block_maps);
     let programs = score.iter_mut().chain(&mut attention.mask);
     attention.tables = keep_tables(programs.collect(), attention.tables);
     kernels.push(Kernel::AttentionForward(AttentionForward {
@@ -105,8 +113,8 @@ pub(crate) fn lower_backward(
     let leading = 6 + usize::from(backward.log_sum_exp_cotangent);
     let (inputs, captures) = operands.split_at(leading);
     let mask = lower_mask(backward.mask.as_ref(), captures.len())?;
-    let Common { mut attention, mut kernels } =
-        common(inputs, captures, backward.scale, mask, block_maps, origin);
+    let tables = Tables { captures, score: &backward.joint, mask: backward.mask.as_ref(), origin };
+    let Common { mut attention, mut kernels } = common(inputs, tables, backward.scale, mask, block_maps);
 
     let mut learned = Vec::new();
     let mut place_of = vec![None; captures.len()];
@@ -185,11 +193,10 @@ struct Common {
 
 fn common(
     inputs: &[Operand],
-    captures: &[Operand],
+    captures: Tables,
     scale: f64,
     mask: Option<Program>,
     block_maps: &mut BlockMaps,
-    origin: &Option<Origin>,
 ) -> Common {
     let (query, key, value) = (&inputs[0].ty.shape, &inputs[1].ty.shape, &inputs[2].ty.shape);
     let shape = AttentionShape {
@@ -202,10 +209,9 @@ fn common(
         head_size: query[3],
         value_size: value[3],
     };
-    let tables: Vec<Table> = captures.iter().map(table).collect();
     let (mut block_map, mut kernels) = (None, Vec::new());
     if let Some(mut mask) = mask.clone() {
-        let tables = keep_tables(vec![&mut mask], tables.clone());
+        let tables = keep_tables(vec![&mut mask], captures.read_by([captures.mask, None]));
         let (slot, made) = block_maps.slot(map_of(mask, tables, &shape));
         block_map = Some(slot);
         kernels.extend(made);
@@ -218,20 +224,37 @@ fn common(
         key: inputs[1].view.clone(),
         value: inputs[2].view.clone(),
         mask,
-        tables,
+        tables: captures.read_by([Some(captures.score), captures.mask]),
         block_map,
-        origin: origin.clone(),
+        origin: captures.origin.clone(),
     };
     Common { attention, kernels }
 }
 
-fn table(operand: &Operand) -> Table {
-    Table {
-        view: operand.view.clone(),
-        dtype: operand.ty.dtype,
-        shape: operand.ty.shape.clone(),
-        name: operand.name.clone(),
-        origin: operand.origin.clone(),
+/// The captured arrays of an attention, and the regions that read them.
+#[derive(Clone, Copy)]
+struct Tables<'a> {
+    captures: &'a [Operand],
+    /// The score function, or the joint one.
+    score: &'a Graph,
+    mask: Option<&'a Graph>,
+    /// The user's line of the attention.
+    origin: &'a Option<Origin>,
+}
+
+impl Tables<'_> {
+    /// The captured arrays as tables, with the line of the first of `regions` that reads each.
+    fn read_by(&self, regions: [Option<&Graph>; 2]) -> Vec<Table> {
+        let read = |number: usize| {
+            regions.into_iter().flatten().find_map(|region| {
+                let leading = region.parameters().len() - self.captures.len();
+                line_of_read(region, region.parameters()[leading + number])
+            })
+        };
+        let table = |(number, operand): (usize, &Operand)| {
+            operand.table(read(number).or_else(|| self.origin.clone()))
+        };
+        self.captures.iter().enumerate().map(table).collect()
     }
 }
 

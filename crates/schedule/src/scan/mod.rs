@@ -14,8 +14,8 @@ use tilewright_plan::loops::{Sink, Source};
 use tilewright_plan::{Kind, Operation, Program, Register, Scan, Table, View};
 
 use self::axes::{Axes, Class};
-use crate::Operand;
 use crate::builder::{Builder, Push, renamed};
+use crate::operand::{Operand, line_of_read};
 use crate::region::{Argument, Lowering, positions};
 
 /// How many scalars the state of a scan may have.
@@ -277,13 +277,8 @@ impl<'a> Leaves<'a> {
         let scalars: Vec<usize> = axes.iter().map(|&axis| shape[axis]).collect();
         let count: usize = scalars.iter().product();
         if count > LOADED_CAPTURE {
-            tables.push(Table {
-                view: operand.view.clone(),
-                dtype: operand.ty.dtype,
-                shape: shape.clone(),
-                name: operand.name.clone(),
-                origin: operand.origin.clone(),
-            });
+            let line = line_of_read(&self.scan.combine, parameter).or_else(|| operand.origin.clone());
+            tables.push(operand.table(line));
             return Argument::Table(tables.len() - 1);
         }
         let mut strides = vec![0; group.classes.len() + 1];
