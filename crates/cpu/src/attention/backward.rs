@@ -380,6 +380,10 @@ impl<S: Dispatch> Unit<'_, S> {
                     mask.overwrite(row, &mut weights[..columns], S::NEG_INFINITY);
                 }
                 weights_of::<V>(weights, log_sum_exp);
+                if log_sum_exp.to_f64().is_nan() {
+                    // −∞ less NaN is NaN, and a masked pair has no weight all the same.
+                    clear(weights, row, columns, mask, log_sum_exp);
+                }
             }
             if call.value_cotangent.is_some() {
                 let left = Left { data: weights.as_ptr(), row: 1, column: STRIDE };
