@@ -41,6 +41,7 @@
 extern crate self as tilewright;
 
 mod array;
+mod check_associative;
 mod compile;
 mod differentiate;
 mod element;
@@ -75,6 +76,7 @@ mod weights;
 pub use tilewright_derive::Tree;
 
 pub use array::Array;
+pub use check_associative::{Counterexample, check_associative};
 pub use compile::{Compiled, compile};
 pub use differentiate::{grad, jvp, value_and_grad, value_and_grad_with, vjp};
 pub use element::Element;
@@ -83,8 +85,8 @@ pub use profile::{Profile, Span};
 pub use tilewright_ir::{DType, Error, ErrorKind, Graph, Origin, Result, Scalar, Type};
 pub use tilewright_trace::{
     At, Axes, Dims, FlexAttention, Indices, Key, Operand, REST, Scan, Tensor, TensorTree, arange,
-    associative_scan, concatenate, constant, cross_entropy, einsum, eye, flex_attention, full, iota, mods,
-    ones, select, stack, tree, zeros,
+    associative_scan, concatenate, constant, cross_entropy, einsum, eye, flex_attention, full, iota,
+    linear_recurrence, mods, ones, select, stack, tree, zeros,
 };
 pub use weights::{load, save};
 
@@ -92,7 +94,7 @@ pub use weights::{load, save};
 pub mod prelude {
     pub use crate::{
         Array, At, DType, Error, Key, REST, Result, Tensor, Tree, arange, associative_scan, compile,
-        concatenate, cross_entropy, einsum, flex_attention, full, grad, iota, jvp, mods, ones, optimizers,
-        select, stack, value_and_grad, value_and_grad_with, vjp, zeros,
+        concatenate, cross_entropy, einsum, flex_attention, full, grad, iota, jvp, linear_recurrence, mods,
+        ones, optimizers, select, stack, value_and_grad, value_and_grad_with, vjp, zeros,
     };
 }

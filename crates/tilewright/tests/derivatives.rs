@@ -131,9 +131,8 @@ fn an_argument_is_not_its_captured_copy() {
 #[test]
 fn forward_and_reverse_agree() {
     let f = compile(|(x, t, v): ([Tensor; 2], [Tensor; 2], (Tensor, Tensor))| {
-        let g = |x: &[Tensor; 2]| {
-            (x[0].matmul(x[1]).tanh(), (x[0].exp().sum(0) * x[1].index(1, 0)).cumulative_sum(0))
-        };
+        let g =
+            |x: &[Tensor; 2]| (x[0].matmul(x[1]).tanh(), (x[0].exp().sum(0) * x[1].index(1, 0)).cumsum(0));
         let (value, pull) = vjp(g, &x);
         let (again, moved) = jvp(g, &x, &t);
         let pulled = pull(&v);

@@ -38,7 +38,7 @@ pub use linear::einsum;
 pub use nn::cross_entropy;
 pub use random::Key;
 pub use recording::{Traced, append, trace};
-pub use scan::{Scan, associative_scan};
+pub use scan::{Scan, associative_scan, linear_recurrence};
 pub use shape::{concatenate, stack};
 pub use tensor::{Operand, Tensor};
 pub use tree::TensorTree;

@@ -155,10 +155,4 @@ impl Tensor {
         let shifted = self - self.max_keep(axis).stop_gradient();
         shifted - shifted.exp().sum_keep(axis).log()
     }
-
-    /// Running sums along an axis: position i holds the sum of positions 0 to i.
-    #[track_caller]
-    pub fn cumulative_sum(&self, axis: isize) -> Tensor {
-        crate::associative_scan(*self, axis, |left, right| left + right).call()
-    }
 }

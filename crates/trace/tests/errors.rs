@@ -107,7 +107,7 @@ fn scans_need_one_extent() {
     let inputs = [floats("a", &[4, 3]), floats("b", &[5, 3])];
     let found = error(&inputs, |t| associative_scan((t[0], t[1]), 0, |l, r| (l.0 + r.0, l.1 + r.1)).call().0);
     check(found, "shape", line!() - 1, &["leaf 1", "axis 0", "4 expected", "5 found", "`b`: f32[5, 3]"]);
-    let found = error(&inputs, |t| t[0].cumulative_sum(2));
+    let found = error(&inputs, |t| t[0].cumsum(2));
     check(found, "shape", line!() - 1, &["axis of a rank-2 array", "2 found"]);
 }
 

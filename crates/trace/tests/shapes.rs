@@ -162,7 +162,7 @@ fn log_sum_exp_and_softmax_keep_extremes() {
 #[test]
 fn running_sums_and_recurrences() {
     let x = random("x", &SHAPE, 10);
-    let (_, sums) = evaluate(from_ref(&x), |t| t[0].cumulative_sum(1));
+    let (_, sums) = evaluate(from_ref(&x), |t| t[0].cumsum(1));
     assert_close(&sums, &build(&SHAPE, |i| (0..=i[1]).map(|j| x.2[place(&SHAPE, &[i[0], j, i[2]])]).sum()));
 
     let gate = random("gate", &[4], 11);

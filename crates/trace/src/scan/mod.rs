@@ -1,0 +1,284 @@
+//! Associative scans over trees.
+//!
+//! What a scan starts from, shifts by and is cut into is expressed in the elements that are scanned:
+//! - `init` is combined with the element at the first position; `exclusive` scans `init` and all elements but
+//!   the last. Both choose by position, so nothing is concatenated.
+//! - `segments` scans pairs (a segment starts here, value), where a right side that starts a segment forgets
+//!   the left one: (f, x) · (g, y) = (f ∨ g, y if g else x · y), which is associative where · is (Blelloch,
+//!   Prefix sums and their applications, 1990).
+
+mod cumulative;
+mod region;
+
+pub use self::cumulative::linear_recurrence;
+
+use tilewright_ir::{AssociativeScan, DType, Error, Op, Result, Type};
+
+use self::region::{Combine, slices};
+use crate::elementwise::broadcast_shapes;
+use crate::recording::{self, describe, record_all};
+use crate::tree::{leaves, map_leaves};
+use crate::{Tensor, TensorTree, iota};
+
+/// A scan about to be recorded: [`Scan::call`] records it.
+#[must_use = "call() records the scan"]
+pub struct Scan<T, F> {
+    elements: T,
+    combine: F,
+    options: Options,
+    init: Option<T>,
+}
+
+/// How a scan runs.
+struct Options {
+    axis: isize,
+    reverse: bool,
+    exclusive: bool,
+    segments: Option<Tensor>,
+    /// Whether the fold of all positions is asked for.
+    carry: bool,
+}
+
+/// A scan of `elements` along `axis` with an associative `combine`: the result at position t combines
+/// positions 0 to t. The leaves have one extent along `axis`; `combine` works on slices without it, may use
+/// any tensor from outside, and returns a tree like `elements`.
+///
+/// `associative_scan((a, b), 1, |l, r| (l.0 * r.0, r.0 * l.1 + r.1)).call()` is the recurrence
+/// yₜ = aₜ yₜ₋₁ + bₜ, as its second leaf.
+pub fn associative_scan<T: TensorTree, F: FnOnce(T, T) -> T>(
+    elements: T,
+    axis: isize,
+    combine: F,
+) -> Scan<T, F> {
+    let options = Options { axis, reverse: false, exclusive: false, segments: None, carry: false };
+    Scan { elements, combine, options, init: None }
+}
+
+impl<T: TensorTree, F: FnOnce(T, T) -> T> Scan<T, F> {
+    /// From the last position to the first.
+    pub fn reverse(mut self) -> Scan<T, F> {
+        self.options.reverse = true;
+        self
+    }
+
+    /// A tree of slices to start from: it is combined in front of the first position. Leaves broadcast to the
+    /// slices of the elements.
+    pub fn init(mut self, init: T) -> Scan<T, F> {
+        self.init = Some(init);
+        self
+    }
+
+    /// The result at a position combines `init`, which must be given, and the positions before it.
+    pub fn exclusive(mut self) -> Scan<T, F> {
+        self.options.exclusive = true;
+        self
+    }
+
+    /// Cuts the axis into segments that are scanned each by itself. `starts`, of `bool`, holds where one
+    /// starts: its shape is `[length]`, or that of the leaves up to the scan's axis at the least, with 1 where
+    /// all positions share it. In reverse, the scan of a segment begins at its last position.
+    pub fn segments(mut self, starts: Tensor) -> Scan<T, F> {
+        self.options.segments = Some(starts);
+        self
+    }
+
+    /// Records the scan, and gives a tree like the elements; of length 0, the elements.
+    ///
+    /// # Errors (of the trace)
+    /// `Shape` where there is no leaf, the leaves' extents along the axis differ, or `combine` returns
+    /// another tree or shape; `DType` where it returns another element type; `Argument` for `exclusive`
+    /// without `init`, and for `init` together with `segments`.
+    #[track_caller]
+    pub fn call(self) -> T {
+        let (elements, [results, _]) = self.record();
+        rebuild(&elements, results)
+    }
+
+    /// [`Scan::call`], and the fold of `init` and all positions, with which a later scan can go on.
+    ///
+    /// # Errors (of the trace)
+    /// As [`Scan::call`]; `Argument` for length 0 without `init`.
+    #[track_caller]
+    pub fn call_with_carry(mut self) -> (T, T) {
+        self.options.carry = true;
+        let (elements, [results, carry]) = self.record();
+        (rebuild(&elements, results), rebuild(&elements, carry))
+    }
+
+    /// The elements, and the leaves of the results and, if it is asked for, of the carry.
+    #[track_caller]
+    fn record(self) -> (T, [Vec<Tensor>; 2]) {
+        let Scan { elements, combine, options, init } = self;
+        let inputs = tensors(&elements);
+        let results = match record(&elements, &inputs, combine, &options, init.as_ref().map(tensors)) {
+            Ok(Some(results)) => results,
+            Ok(None) => poisoned(&inputs, options.axis),
+            Err(error) => {
+                let first = inputs.first().map_or(Type::scalar(DType::F32), |leaf| leaf.ty());
+                recording::poison(error.in_operation("associative_scan"), first);
+                poisoned(&inputs, options.axis)
+            }
+        };
+        (elements, results)
+    }
+}
+
+/// Records a scan; nothing where a value is poisoned.
+#[track_caller]
+fn record<T: TensorTree>(
+    elements: &T,
+    inputs: &[Tensor],
+    combine: impl FnOnce(T, T) -> T,
+    options: &Options,
+    init: Option<Vec<Tensor>>,
+) -> Result<Option<[Vec<Tensor>; 2]>> {
+    let Options { reverse, exclusive, carry, .. } = *options;
+    let (axis, slices) = slices(inputs, options.axis)?;
+    let length = inputs[0].shape()[axis];
+    let init = init.map(|init| checked_init(&init, &slices)).transpose()?;
+    let flags = options.segments.map(|starts| flags(starts, inputs, axis, reverse)).transpose()?;
+    if exclusive && init.is_none() {
+        return Err(Error::argument("exclusive", "needs init, which is the result at the first position"));
+    }
+    if flags.is_some() && init.is_some() {
+        let error = Error::argument("init", "cannot be given together with segments");
+        return Err(error.help("combine it with the first element of each segment that it is for"));
+    }
+    let Some(combine) = Combine::trace(elements, &slices, axis, flags, combine)? else { return Ok(None) };
+    if length == 0 {
+        let carry = match (init, carry) {
+            (Some(init), _) => init,
+            (None, false) => Vec::new(),
+            (None, true) => {
+                return Err(Error::argument("elements", "a scan of length 0 has no carry without init"));
+            }
+        };
+        return Ok(Some([inputs.to_vec(), carry]));
+    }
+
+    let (first, last) = if reverse { (length - 1, 0) } else { (0, length - 1) };
+    let at = |inputs: &[Tensor], position: usize| -> Vec<Tensor> {
+        inputs.iter().map(|leaf| leaf.index(axis as isize, position as isize)).collect()
+    };
+    let scanned = match init {
+        Some(init) if exclusive => start_with(&moved(inputs, axis, reverse), axis, first, &init),
+        Some(init) => {
+            let Some(joined) = combine.apply(&init, &at(inputs, first)) else { return Ok(None) };
+            start_with(inputs, axis, first, &joined)
+        }
+        None => inputs.to_vec(),
+    };
+    let operands: Vec<Tensor> = flags.iter().chain(&scanned).chain(&combine.captures).copied().collect();
+    let count = flags.iter().len() + inputs.len();
+    let scan = AssociativeScan { combine: combine.region.clone(), leaves: count, axis, reverse };
+    let results =
+        record_all(Op::AssociativeScan(Box::new(scan)), &operands, count).split_off(count - inputs.len());
+    let carried = match (carry, exclusive) {
+        (false, _) => Some(Vec::new()),
+        (true, false) => Some(at(&results, last)),
+        (true, true) => combine.apply(&at(&results, last), &at(inputs, last)),
+    };
+    Ok(carried.map(|carried| [results, carried]))
+}
+
+/// The leaves of `init`, each as wide as a slice.
+#[track_caller]
+fn checked_init(init: &[Tensor], slices: &[Type]) -> Result<Vec<Tensor>> {
+    if init.len() != slices.len() {
+        let expected = format!("{} leaves, as the elements have", slices.len());
+        return Err(Error::shape("init", expected, init.len()));
+    }
+    let mut wide = Vec::with_capacity(init.len());
+    for (i, (leaf, slice)) in init.iter().zip(slices).enumerate() {
+        let (ty, argument) = (leaf.ty(), format!("leaf {i} of init"));
+        if ty.dtype != slice.dtype && !leaf.is_poisoned() {
+            return Err(Error::dtype(argument, slice.dtype, ty.dtype).note(describe(*leaf)));
+        }
+        if broadcast_shapes(&slice.shape, &ty.shape).ok().as_ref() != Some(&slice.shape) {
+            let expected = format!("{:?}, as a slice of the elements has", slice.shape);
+            return Err(Error::shape(argument, expected, format!("{:?}", ty.shape)).note(describe(*leaf)));
+        }
+        wide.push(leaf.broadcast_to(&slice.shape));
+    }
+    Ok(wide)
+}
+
+/// Where a scan in the given direction starts afresh, as a leaf to scan with the others.
+#[track_caller]
+fn flags(starts: Tensor, inputs: &[Tensor], axis: usize, reverse: bool) -> Result<Tensor> {
+    let (Type { dtype, mut shape }, length) = (starts.ty(), inputs[0].shape()[axis]);
+    if dtype != DType::Bool && !starts.is_poisoned() {
+        return Err(Error::dtype("segments", DType::Bool, dtype).note(describe(starts)));
+    }
+    if shape.len() == 1 {
+        shape.splice(0..0, vec![1; axis]);
+    }
+    if shape.len() <= axis {
+        let expected = format!("[{length}], or an axis for each of the leaves' up to axis {axis}");
+        return Err(Error::shape("segments", expected, format!("{shape:?}")).note(describe(starts)));
+    }
+    for (i, &extent) in shape.iter().enumerate() {
+        for leaf in inputs {
+            let there = leaf.shape().get(i).copied().unwrap_or(1);
+            if extent != there && (i == axis || extent != 1) {
+                let expected = if i == axis { there.to_string() } else { format!("1 or {there}") };
+                let error = Error::axis("segments", i, expected, extent);
+                return Err(error.note(describe(starts)).note(describe(*leaf)));
+            }
+        }
+    }
+    let flags = starts.reshape(shape);
+    let along = axis as isize;
+    // From the end, a segment begins before the start of the next one.
+    Ok(if reverse && length > 0 { flags.slice(along, 1..).pad(along, 0, 1, true) } else { flags })
+}
+
+/// Each leaf moved by one position in the direction of the scan; what is at the first position is of no use.
+#[track_caller]
+fn moved(inputs: &[Tensor], axis: usize, reverse: bool) -> Vec<Tensor> {
+    let along = axis as isize;
+    let mut moved = Vec::with_capacity(inputs.len());
+    for leaf in inputs {
+        let nothing = crate::zeros((), leaf.dtype());
+        moved.push(if reverse {
+            leaf.slice(along, 1..).pad(along, 0, 1, nothing)
+        } else {
+            leaf.slice(along, ..-1).pad(along, 1, 0, nothing)
+        });
+    }
+    moved
+}
+
+/// Each leaf with its slice at the first position replaced.
+#[track_caller]
+fn start_with(inputs: &[Tensor], axis: usize, first: usize, slices: &[Tensor]) -> Vec<Tensor> {
+    let mut started = Vec::with_capacity(inputs.len());
+    for (leaf, slice) in inputs.iter().zip(slices) {
+        let is_first = iota(leaf.shape(), axis as isize, DType::I64).eq(first as i64);
+        started.push(is_first.select(slice.unsqueeze(axis as isize), leaf));
+    }
+    started
+}
+
+fn tensors<T: TensorTree>(tree: &T) -> Vec<Tensor> {
+    leaves(tree).into_iter().map(|(_, leaf)| leaf).collect()
+}
+
+/// A tree like `tree` with the given leaves.
+fn rebuild<T: TensorTree>(tree: &T, leaves: Vec<Tensor>) -> T {
+    let mut leaves = leaves.into_iter();
+    map_leaves(tree, |_, leaf| Ok(leaves.next().unwrap_or(*leaf))).expect("the mapper does not fail")
+}
+
+/// What stands for the results and the carry of a scan whose error is known already.
+fn poisoned(inputs: &[Tensor], axis: isize) -> [Vec<Tensor>; 2] {
+    let result = |leaf: &Tensor| recording::poisoned(leaf.ty());
+    let carry = |leaf: &Tensor| {
+        let Type { dtype, mut shape } = leaf.ty();
+        if let Ok(axis) = crate::arguments::axis(axis, shape.len()) {
+            shape.remove(axis);
+        }
+        recording::poisoned(Type::new(dtype, shape))
+    };
+    [inputs.iter().map(result).collect(), inputs.iter().map(carry).collect()]
+}
