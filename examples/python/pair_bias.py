@@ -33,7 +33,7 @@ class PairBiasAttention(nn.Module):
         batch, rows, residues, width = alignment.shape
         folded = self.project(alignment).view(batch * rows, residues, 3, self.heads, width // self.heads)
         query, key, value = folded.permute(2, 0, 3, 1, 4)
-        bias = self.bias(pair).permute(0, 3, 1, 2).contiguous()
+        bias: Tensor = self.bias(pair).permute(0, 3, 1, 2).contiguous()
 
         def score(s: Tensor, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
             return s + bias[b // rows, h, q, k]

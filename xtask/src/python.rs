@@ -43,7 +43,7 @@ pub fn test() -> Outcome {
     };
     execute(&mut python(&["-m", "pip", "install", "--quiet", "--no-deps", "--force-reinstall", "."]))?;
     execute(&mut python(&["-m", "pytest"]))?;
-    let tests = ["tests", "../../examples/python"];
+    let tests = ["tests", "../../examples/python", "../../bench/python_overhead.py"];
     execute(&mut python(&[&["-m", "mypy", "--strict", "--package", "tilewright"][..]].concat()))?;
     execute(&mut python(&[&["-m", "mypy", "--strict"][..], &tests].concat()))?;
     execute(&mut python(&["-m", "pyright"]))

@@ -7,9 +7,13 @@
 mod memory;
 mod program;
 
+use std::path::PathBuf;
+
+use pyo3::exceptions::{PyOSError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::PyList;
 use tilewright_ir::DType;
+use tilewright_pictures::{Matrix, heat_maps};
 
 use crate::memory::{Form, Tensor};
 
@@ -64,6 +68,25 @@ fn block_kinds(
     Ok(())
 }
 
+/// What a program for such tensors consists of, for people. Compiles it where it is new, and runs nothing.
+#[pyfunction]
+fn explain_torch(py: Python<'_>, program: &str, inputs: Vec<Bound<'_, PyAny>>) -> PyResult<String> {
+    let tensors: Vec<Tensor> = inputs.iter().map(|input| Tensor::of_torch(input)).collect::<PyResult<_>>()?;
+    let compiled = program::compiled(program, &tensors).map_err(|error| raise(py, error))?;
+    Ok(compiled.explain())
+}
+
+/// Draws a matrix as colours to a PNG file.
+#[pyfunction]
+fn heat_map(path: PathBuf, title: &str, x: &str, y: &str, rows: Vec<Vec<f64>>) -> PyResult<()> {
+    let columns = rows.first().map_or(0, Vec::len);
+    if rows.iter().any(|row| row.len() != columns) {
+        return Err(PyValueError::new_err("rows: one length expected"));
+    }
+    let matrix = Matrix { name: String::new(), rows: rows.len(), columns, values: rows.concat() };
+    heat_maps(&path, title, x, y, 1, &[matrix]).map_err(|error| PyOSError::new_err(error.to_string()))
+}
+
 /// The Python exception for an error of the compiler.
 fn raise(py: Python<'_>, error: tilewright_ir::Error) -> PyErr {
     let exception = py
@@ -81,6 +104,8 @@ fn raise(py: Python<'_>, error: tilewright_ir::Error) -> PyErr {
 fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("__version__", env!("CARGO_PKG_VERSION"))?;
     module.add_function(wrap_pyfunction!(call_torch, module)?)?;
+    module.add_function(wrap_pyfunction!(explain_torch, module)?)?;
     module.add_function(wrap_pyfunction!(block_kinds, module)?)?;
+    module.add_function(wrap_pyfunction!(heat_map, module)?)?;
     Ok(())
 }

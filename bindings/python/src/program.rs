@@ -55,6 +55,11 @@ impl Runnable {
         &self.results
     }
 
+    /// What it consists of, for people.
+    pub fn explain(&self) -> String {
+        self.program.explain()
+    }
+
     /// Runs the program.
     ///
     /// # Errors

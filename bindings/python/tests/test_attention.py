@@ -16,19 +16,19 @@ from tilewright.torch import AuxRequest, create_block_mask, flex_attention
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
 
 
-def _inputs(sizes: Sizes, dtype: torch.dtype) -> list[Tensor]:
-    return [
+def _inputs(sizes: Sizes, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    return (
         sizes.normal(sizes.batch, sizes.heads, sizes.queries, sizes.head_size, dtype=dtype),
         sizes.normal(sizes.batch, sizes.key_heads, sizes.keys, sizes.head_size, dtype=dtype),
         sizes.normal(sizes.batch, sizes.key_heads, sizes.keys, sizes.value_size, dtype=dtype),
-    ]
+    )
 
 
 def _evaluate(
-    case: Case | None, mask: Any, sizes: Sizes, inputs: list[Tensor], captured: list[Tensor], dtype: torch.dtype
+    case: Case | None, mask: Any, sizes: Sizes, inputs: tuple[Tensor, Tensor, Tensor], captured: list[Tensor], dtype: torch.dtype
 ) -> list[Tensor | None]:
     """Output, log-sum-exp and gradients by the dense evaluation in ``dtype``."""
-    inputs = [x.detach().to(dtype).requires_grad_() for x in inputs]
+    query, key, value = (x.detach().to(dtype).requires_grad_() for x in inputs)
     fresh = [x.detach().to(dtype).requires_grad_() for x in captured]
     score = None
     if case is not None:
@@ -39,8 +39,8 @@ def _evaluate(
                 old.copy_(new)
         fresh = made
         score = case.dense(sizes, made) if case.dense else function
-    out, lse, _ = dense(*inputs, score, mask)
-    return _with_gradients(out, lse, [*inputs, *fresh])
+    out, lse, _ = dense(query, key, value, score, mask)
+    return _with_gradients(out, lse, [query, key, value, *fresh])
 
 
 def _with_gradients(out: Tensor, lse: Tensor, leaves: list[Tensor]) -> list[Tensor | None]:
@@ -55,7 +55,8 @@ def _with_gradients(out: Tensor, lse: Tensor, leaves: list[Tensor]) -> list[Tens
 def _compare(case: Case | None, make_mask: Any, sizes: Sizes, dtype: torch.dtype) -> None:
     inputs = _inputs(sizes, dtype)
     mask = make_mask(sizes) if make_mask is not None else None
-    score, captured = None, []
+    score: Any = None
+    captured: list[Tensor] = []
     if case is not None:
         traced = Sizes(**{**vars(sizes), "generator": torch.Generator().manual_seed(1)})
         score, captured = case.make(traced, dtype)
@@ -63,10 +64,8 @@ def _compare(case: Case | None, make_mask: Any, sizes: Sizes, dtype: torch.dtype
     if mask is not None:
         block_mask = create_block_mask(mask, sizes.batch, sizes.heads, sizes.queries, sizes.keys, device="cpu")
     gqa = sizes.heads != sizes.key_heads
-    out, aux = flex_attention(
-        *inputs, score_mod=score, block_mask=block_mask, enable_gqa=gqa, return_aux=AuxRequest(lse=True)
-    )
-    ours = _with_gradients(out, aux.lse, [*inputs, *captured])
+    out, lse = flex_attention(*inputs, score, block_mask, enable_gqa=gqa, return_lse=True)
+    ours = _with_gradients(out, lse, [*inputs, *captured])
     golden = _evaluate(case, mask, sizes, inputs, captured, torch.float64)
     plain = _evaluate(case, mask, sizes, inputs, captured, dtype)
     names = ["out", "lse", "query", "key", "value", *(f"capture {i}" for i in range(len(captured)))]
@@ -153,7 +152,8 @@ def test_computed_in_graph() -> None:
     (ours,) = torch.autograd.grad(out.square().sum(), y)
     y64 = y.detach().double().requires_grad_()
     t64 = y64[:, :, None] + y64[:, None, :]
-    golden = dense(*(x.detach().double() for x in inputs), lambda s, b, h, q, k: s + t64[b, q, k])[0]
+    query, key, value = (x.detach().double() for x in inputs)
+    golden = dense(query, key, value, lambda s, b, h, q, k: s + t64[b, q, k])[0]
     (expected,) = torch.autograd.grad(golden.square().sum(), y64)
     torch.testing.assert_close(ours.double(), expected, rtol=1e-3, atol=1e-4)
 
@@ -208,6 +208,7 @@ def test_block_masks_look_like_torch_ones() -> None:
         assert torch.equal(ours.to_dense(), theirs.to_dense())
         assert ours.to_string() == theirs.to_string()
         assert torch.equal(ours.kv_num_blocks, theirs.kv_num_blocks)
+        assert ours.full_kv_num_blocks is not None and theirs.full_kv_num_blocks is not None
         assert torch.equal(ours.full_kv_num_blocks, theirs.full_kv_num_blocks)
         assert torch.equal(ours[0, 1].to_dense(), theirs[0, 1].to_dense())
 
@@ -219,7 +220,8 @@ def test_empty_lengths(queries: int, keys: int) -> None:
     out, aux = flex_attention(*inputs, return_aux=AuxRequest(lse=True, max_scores=True))
     assert out.shape == (2, 4, queries, 16)
     if keys == 0:
-        assert float(out.abs().sum()) == 0.0 and bool((aux.lse == float("-inf")).all())
+        assert aux.lse is not None
+        assert float(out.abs().sum()) == 0.0 and bool(torch.isneginf(aux.lse).all())
     gradients = torch.autograd.grad(out.sum(), inputs)
     if queries == 0 or keys == 0:
         assert all(float(g.abs().sum()) == 0.0 for g in gradients)

@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.attention.flex_attention as torch_flex
 from torch import Tensor, nn
+from torch.multiprocessing.spawn import spawn
 
 import tilewright.torch
 from tilewright.torch import associative_scan, create_block_mask, flex_attention
@@ -61,7 +62,7 @@ def _gradients(model: nn.Module, loss: Tensor) -> dict[str, Tensor]:
 def _agree(a: dict[str, Tensor], b: dict[str, Tensor]) -> None:
     assert a.keys() == b.keys()
     for name in a:
-        torch.testing.assert_close(a[name], b[name], rtol=2e-4, atol=2e-6, msg=lambda m, name=name: f"{name}: {m}")
+        torch.testing.assert_close(a[name], b[name], rtol=2e-4, atol=2e-6, msg=lambda m: f"{name}: {m}")
 
 
 @pytest.mark.parametrize("masked", [False, True])
@@ -164,7 +165,7 @@ def _train(rank: int, port: int, results: Any) -> None:
 def test_distributed_data_parallel() -> None:
     with torch.multiprocessing.Manager() as manager:
         results = manager.dict()
-        torch.multiprocessing.spawn(_train, args=(29517, results), nprocs=2)
+        spawn(_train, args=(29517, results), nprocs=2)
         model = Model(flex_attention)
         x = torch.randn(4, 24, 16, generator=torch.Generator().manual_seed(5))
         _agree(results[0], _gradients(model, model(x)))

@@ -12,8 +12,9 @@ import tilewright
 from tilewright.torch import associative_scan, create_block_mask, flex_attention
 
 
-def _qkv(dtype: torch.dtype = torch.float32) -> list[torch.Tensor]:
-    return [torch.randn(2, 4, 9, 8).to(dtype) for _ in range(3)]
+def _qkv(dtype: torch.dtype = torch.float32) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    query, key, value = (torch.randn(2, 4, 9, 8).to(dtype) for _ in range(3))
+    return query, key, value
 
 
 def test_sizes_that_disagree() -> None:

@@ -49,6 +49,12 @@ pub fn compile(traced: Graph, inputs: &[Layout]) -> Result<Program> {
 }
 
 impl Program {
+    /// What the program consists of: passes with their times, kernels, memory, and how the gradient of each
+    /// captured array is reduced.
+    pub fn explain(&self) -> String {
+        crate::explain::explain(self)
+    }
+
     /// The types of the outputs.
     pub fn outputs(&self) -> Vec<Type> {
         self.traced.result_types().into_iter().cloned().collect()

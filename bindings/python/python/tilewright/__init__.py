@@ -18,7 +18,7 @@ from tilewright._errors import (
     TilewrightError,
     TraceError,
 )
-from tilewright._native import __version__
+from tilewright._native import __version__, heat_map
 
 __all__ = [
     "ArgumentError",
@@ -33,4 +33,5 @@ __all__ = [
     "TilewrightError",
     "TraceError",
     "__version__",
+    "heat_map",
 ]

@@ -1,13 +1,13 @@
 from collections.abc import Callable, Sequence
-from typing import Any
+from os import PathLike
 
 from torch import Tensor
 
 __version__: str
 
 def call_torch(program: str, inputs: Sequence[Tensor], empty: Callable[..., Tensor], threads: int) -> list[Tensor]: ...
+def explain_torch(program: str, inputs: Sequence[Tensor]) -> str: ...
+def heat_map(path: str | PathLike[str], title: str, x: str, y: str, rows: Sequence[Sequence[float]]) -> None: ...
 def block_kinds(
     program: str, captures: Sequence[Tensor], result: Tensor, lengths: tuple[int, int], block: tuple[int, int]
 ) -> None: ...
-
-_: Any

@@ -170,7 +170,7 @@ def block_table(
 
 def _listed(counts: Tensor, indices: Tensor, columns: int) -> Tensor:
     listed = torch.ones_like(indices).cumsum(-1) <= counts[..., None]
-    positions = torch.where(listed, indices, columns).long()
+    positions = indices.masked_fill(~listed, columns).long()
     dense = indices.new_zeros((*indices.shape[:-1], columns + 1))
     return dense.scatter(-1, positions, 1)[..., :columns]
 

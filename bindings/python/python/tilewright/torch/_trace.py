@@ -672,7 +672,7 @@ def _sum(x: Any, dim: Any = None, keepdim: bool = False, *, dtype: torch.dtype |
 
 def _mean(x: Any, dim: Any = None, keepdim: bool = False, *, dtype: torch.dtype | None = None) -> Traced:
     count = math.prod(x._shape[axis] for axis in _axes(x, dim))
-    return _sum(x, dim, keepdim, dtype=dtype) / count
+    return _divide(_sum(x, dim, keepdim, dtype=dtype), count)
 
 
 def _prod(x: Any, dim: Any = None, keepdim: bool = False) -> Traced:
@@ -811,7 +811,7 @@ def _logaddexp(x: Any, y: Any) -> Traced:
 
 
 def _is_infinite(x: Traced) -> Traced:
-    return _unary("abs", x) == math.inf
+    return _compare("eq", _unary("abs", x), math.inf)
 
 
 def _index_of_tensors(x: Any, indices: Sequence[Any]) -> Traced:
