@@ -1,8 +1,9 @@
-//! From a program to a list of steps: variance, linearity, what is needed where, and registers.
+//! From a program to a list of steps, with a place for each value.
 
-use tilewright_ir::{Binary, DType, Error, ErrorKind, Origin, Result, Scalar, Unary};
+use tilewright_ir::{DType, Error, ErrorKind, Origin, Result, Scalar};
 use tilewright_plan::{Instruction, Kind, Operation, Program, Register, Table};
 
+use super::analysis::{Facts, Needs, along_row, analyse, demand};
 use super::convert::{self, Convert};
 use super::load::Load;
 use super::map::Span;
@@ -26,12 +27,13 @@ pub struct TileProgram {
     pub(super) uniforms: Vec<u64>,
     pub(super) row_vectors: usize,
     pub(super) column_vectors: usize,
+    pub(super) diagonal_vectors: usize,
     pub(super) strips: usize,
     pub(super) panels: usize,
 }
 
-/// The steps of one stage that run over one extent: the tile's one value, its rows, its columns, or its
-/// strips.
+/// The steps of one stage that run over one extent: the tile's one value, its rows, its columns, its
+/// diagonals, or its strips.
 pub(super) struct Section {
     pub variance: Variance,
     pub steps: Vec<Step>,
@@ -50,6 +52,7 @@ pub(super) enum ValuePlace {
     Uniform(usize),
     RowVector(usize),
     ColumnVector(usize),
+    DiagonalVector(usize),
     /// A buffer for one strip, shared with values that live at other times.
     Strip(usize),
     /// A buffer for the whole tile: a value that both stages read.
@@ -130,194 +133,6 @@ impl TileProgram {
     }
 }
 
-/// What is known of each register.
-struct Facts {
-    variance: Vec<Variance>,
-    /// The difference between neighbouring columns, where it is a constant; for integers only.
-    step: Vec<Option<i64>>,
-    late: Vec<bool>,
-}
-
-impl Facts {
-    /// Whether a register is better kept as its value in the first column.
-    fn linear(&self, register: usize) -> bool {
-        self.variance[register].columns() && self.step[register].is_some()
-    }
-}
-
-fn analyse(program: &Program, feeds: &[Feed], tables: &[Table], late: &[usize]) -> Result<Facts> {
-    let count = program.instructions.len();
-    let mut facts = Facts {
-        variance: Vec::with_capacity(count),
-        step: Vec::with_capacity(count),
-        late: Vec::with_capacity(count),
-    };
-    for (i, Instruction { operation, kind }) in program.instructions.iter().enumerate() {
-        let operands = operation.operands();
-        if operands.iter().any(|operand| operand.index() >= i) {
-            return Err(broken(format!("r{i} reads a register that is not defined yet")));
-        }
-        check_kinds(program, operation, *kind, tables).map_err(|error| error.note(format!("in r{i}")))?;
-        let join = |a: Variance, b: &Register| a.join(facts.variance[b.index()]);
-        let (variance, is_late) = match operation {
-            Operation::Input(input) => {
-                let feed = feeds.get(*input).ok_or_else(|| broken(format!("input {input} is not fed")))?;
-                let variance = match feed {
-                    Feed::Uniform => Variance::Uniform,
-                    Feed::RowPosition => Variance::Row,
-                    Feed::ColumnPosition => Variance::Column,
-                    Feed::Array(variance, _) => *variance,
-                };
-                (variance, late.contains(input))
-            }
-            Operation::Constant(_)
-            | Operation::Unary(..)
-            | Operation::Binary(..)
-            | Operation::Compare(..)
-            | Operation::Select(..)
-            | Operation::Cast(_)
-            | Operation::Round(..)
-            | Operation::Load(..)
-            | Operation::RandomBits(..) => (
-                operands.iter().fold(Variance::Uniform, join),
-                operands.iter().any(|operand| facts.late[operand.index()]),
-            ),
-        };
-        let step = column_step(program, feeds, &facts, operation, *kind, variance);
-        facts.variance.push(variance);
-        facts.late.push(is_late);
-        facts.step.push(step);
-    }
-    if let Some(result) = program.results.iter().find(|result| result.index() >= count) {
-        return Err(broken(format!("{result} is a result but is not defined")));
-    }
-    Ok(facts)
-}
-
-/// The constant difference between neighbouring columns, modulo 2³² for `I32`: sums and products wrap alike
-/// in both forms. (Widening to `I64` does not, so linearity ends there.)
-fn column_step(
-    program: &Program,
-    feeds: &[Feed],
-    facts: &Facts,
-    operation: &Operation,
-    kind: Kind,
-    variance: Variance,
-) -> Option<i64> {
-    if !matches!(kind, Kind::I32 | Kind::I64) {
-        return None;
-    }
-    if !variance.columns() {
-        return Some(0);
-    }
-    let step = |register: &Register| facts.step[register.index()];
-    let wrap = |step: i64| if kind == Kind::I32 { step as i32 as i64 } else { step };
-    let constant = |register: &Register| match program.instructions[register.index()].operation {
-        Operation::Constant(value) => Some(value.to_i64()),
-        _ => None,
-    };
-    match operation {
-        Operation::Input(input) => (feeds[*input] == Feed::ColumnPosition).then_some(1),
-        Operation::Unary(Unary::Neg, a) => Some(wrap(step(a)?.wrapping_neg())),
-        Operation::Binary(Binary::Add, a, b) => Some(wrap(step(a)?.wrapping_add(step(b)?))),
-        Operation::Binary(Binary::Sub, a, b) => Some(wrap(step(a)?.wrapping_sub(step(b)?))),
-        Operation::Binary(Binary::Mul, a, b) => match (constant(a), constant(b)) {
-            (Some(factor), _) => Some(wrap(step(b)?.wrapping_mul(factor))),
-            (_, Some(factor)) => Some(wrap(step(a)?.wrapping_mul(factor))),
-            (None, None) => None,
-        },
-        Operation::Cast(a) if kind == Kind::I32 || program.kind(*a) == kind => Some(wrap(step(a)?)),
-        Operation::Constant(_)
-        | Operation::Unary(..)
-        | Operation::Binary(..)
-        | Operation::Compare(..)
-        | Operation::Select(..)
-        | Operation::Cast(_)
-        | Operation::Round(..)
-        | Operation::Load(..)
-        | Operation::RandomBits(..) => None,
-    }
-}
-
-fn check_kinds(program: &Program, operation: &Operation, kind: Kind, tables: &[Table]) -> Result<()> {
-    let of = |register: &Register| program.kind(*register);
-    let integer = |kind: Kind| matches!(kind, Kind::I32 | Kind::I64);
-    let fits = match operation {
-        Operation::Input(_) | Operation::Constant(_) | Operation::Cast(_) => true,
-        Operation::Unary(_, a) => of(a) == kind,
-        Operation::Binary(_, a, b) => of(a) == kind && of(b) == kind,
-        Operation::Compare(_, a, b) => of(a) == of(b) && kind == Kind::Bool,
-        Operation::Select(c, a, b) => of(c) == Kind::Bool && of(a) == kind && of(b) == kind,
-        Operation::Round(dtype, a) => match dtype {
-            DType::BF16 | DType::F16 => of(a) == Kind::F32 && kind == Kind::F32,
-            DType::U8 => of(a) == Kind::I32 && kind == Kind::I32,
-            DType::F64 | DType::F32 | DType::I64 | DType::I32 | DType::Bool => of(a) == kind,
-        },
-        Operation::Load(table, indices) => {
-            let table = tables.get(*table).ok_or_else(|| broken(format!("there is no table {table}")))?;
-            table.shape.len() == indices.len()
-                && indices.iter().all(|index| integer(of(index)))
-                && Kind::of(table.dtype) == kind
-        }
-        Operation::RandomBits(a, b) => of(a) == Kind::I64 && of(b) == Kind::I64 && kind == Kind::I32,
-    };
-    if fits { Ok(()) } else { Err(broken(format!("the kinds of {operation:?} do not fit"))) }
-}
-
-/// In which form each register is needed: whole, or as its value in the first column.
-struct Needs {
-    whole: Vec<bool>,
-    base: Vec<bool>,
-}
-
-fn demand(program: &Program, facts: &Facts) -> Needs {
-    let count = program.instructions.len();
-    let mut needs = Needs { whole: vec![false; count], base: vec![false; count] };
-    for result in &program.results {
-        needs.whole[result.index()] = true;
-    }
-    let need_base = |needs: &mut Needs, operand: Register| {
-        if facts.linear(operand.index()) {
-            needs.base[operand.index()] = true;
-        } else {
-            needs.whole[operand.index()] = true;
-        }
-    };
-    for (i, Instruction { operation, .. }) in program.instructions.iter().enumerate().rev() {
-        if needs.whole[i] {
-            if facts.linear(i) {
-                needs.base[i] = true;
-            } else if along_row(operation, facts.variance[i], facts) {
-                operation.operands().into_iter().for_each(|operand| need_base(&mut needs, operand));
-            } else {
-                operation.operands().iter().for_each(|operand| needs.whole[operand.index()] = true);
-            }
-        }
-        if needs.base[i] {
-            operation.operands().into_iter().for_each(|operand| need_base(&mut needs, operand));
-        }
-    }
-    needs
-}
-
-/// Whether an operation is a load that moves along its table by a constant stride from column to column.
-fn along_row(operation: &Operation, variance: Variance, facts: &Facts) -> bool {
-    match operation {
-        Operation::Load(_, indices) => {
-            variance.columns() && indices.iter().all(|index| facts.step[index.index()].is_some())
-        }
-        Operation::Input(_)
-        | Operation::Constant(_)
-        | Operation::Unary(..)
-        | Operation::Binary(..)
-        | Operation::Compare(..)
-        | Operation::Select(..)
-        | Operation::Cast(_)
-        | Operation::Round(..)
-        | Operation::RandomBits(..) => false,
-    }
-}
-
 struct Builder<'a> {
     program: &'a Program,
     feeds: &'a [Feed],
@@ -366,6 +181,7 @@ impl<'a> Builder<'a> {
                 uniforms: Vec::new(),
                 row_vectors: 0,
                 column_vectors: 0,
+                diagonal_vectors: 0,
                 strips: 0,
                 panels: 0,
             },
@@ -385,6 +201,10 @@ impl<'a> Builder<'a> {
             Variance::Column => {
                 self.output.column_vectors += 1;
                 ValuePlace::ColumnVector(self.output.column_vectors - 1)
+            }
+            Variance::Diagonal => {
+                self.output.diagonal_vectors += 1;
+                ValuePlace::DiagonalVector(self.output.diagonal_vectors - 1)
             }
             Variance::Full => ValuePlace::Unplaced,
         };
@@ -416,7 +236,15 @@ impl<'a> Builder<'a> {
             let out = match operation {
                 // The first column's position is the number that it counts from.
                 Operation::Input(input) => self.input(*input, *kind, lowered, late, Feed::Uniform)?,
-                _ => {
+                Operation::Constant(_)
+                | Operation::Unary(..)
+                | Operation::Binary(..)
+                | Operation::Compare(..)
+                | Operation::Select(..)
+                | Operation::Cast(_)
+                | Operation::Round(..)
+                | Operation::Load(..)
+                | Operation::RandomBits(..) => {
                     let operands: Vec<usize> =
                         operation.operands().into_iter().map(|operand| self.base_of(operand)).collect();
                     self.map(operation, *kind, lowered, late, operands)?
@@ -427,15 +255,16 @@ impl<'a> Builder<'a> {
         if !self.needs.whole[i] {
             return Ok(());
         }
+        if self.facts.linear(i) {
+            let base = self.base_of(Register(i as u32));
+            let step = self.constant(*kind, Scalar::Integer(self.facts.step[i].expect("linear")));
+            let out = self.define(*kind, variance);
+            let kernel = operations::ramp(*kind, self.isa)?;
+            self.steps.push((late, variance, Step::Ramp { kernel, out, base, step }));
+            self.whole[i] = Some(out);
+            return Ok(());
+        }
         let out = match operation {
-            _ if self.facts.linear(i) => {
-                let base = self.base_of(Register(i as u32));
-                let step = self.constant(*kind, Scalar::Integer(self.facts.step[i].expect("linear")));
-                let out = self.define(*kind, variance);
-                let kernel = operations::ramp(*kind, self.isa)?;
-                self.steps.push((late, variance, Step::Ramp { kernel, out, base, step }));
-                out
-            }
             Operation::Input(input) => self.input(*input, *kind, variance, late, self.feeds[*input])?,
             Operation::Constant(value) => self.constant(*kind, *value),
             Operation::Load(table, indices) => {
@@ -544,7 +373,8 @@ impl<'a> Builder<'a> {
 
     fn finish(mut self) -> TileProgram {
         self.place();
-        const ORDER: [Variance; 4] = [Variance::Uniform, Variance::Row, Variance::Column, Variance::Full];
+        const ORDER: [Variance; 5] =
+            [Variance::Uniform, Variance::Row, Variance::Column, Variance::Diagonal, Variance::Full];
         for sections in &mut self.output.stages {
             *sections = ORDER.map(|variance| Section { variance, steps: Vec::new() }).into();
         }
@@ -552,7 +382,7 @@ impl<'a> Builder<'a> {
             if let Step::Input { argument, .. } = step {
                 self.output.used[late as usize][argument] = true;
             }
-            let section = ORDER.iter().position(|&v| v == variance).expect("one of the four");
+            let section = ORDER.iter().position(|&v| v == variance).expect("one of the five");
             self.output.stages[late as usize][section].steps.push(step);
         }
         self.output

@@ -141,12 +141,14 @@ impl TileProgram {
         let lanes = |count: usize| (count * 8).next_multiple_of(ALIGNMENT);
         let row_vector = lanes(rows);
         let column_vector = lanes(columns);
+        let diagonal_vector = lanes(rows + columns - 1);
         let strip = lanes(strip_rows(columns).min(rows) * columns) + ALIGNMENT;
         let panel = lanes(rows * columns);
         let uniforms = lanes(self.uniforms.len());
         let row_vectors = uniforms;
         let column_vectors = row_vectors + self.row_vectors * row_vector;
-        let strips = column_vectors + self.column_vectors * column_vector;
+        let diagonal_vectors = column_vectors + self.column_vectors * column_vector;
+        let strips = diagonal_vectors + self.diagonal_vectors * diagonal_vector;
         let panels = strips + self.strips * strip;
         let base = scratch.reserve(panels + self.panels * panel)?;
         if stage == Stage::Early {
@@ -162,6 +164,7 @@ impl TileProgram {
                 ValuePlace::Uniform(i) => (i * 8, 0, true),
                 ValuePlace::RowVector(i) => (row_vectors + i * row_vector, 0, true),
                 ValuePlace::ColumnVector(i) => (column_vectors + i * column_vector, 0, true),
+                ValuePlace::DiagonalVector(i) => (diagonal_vectors + i * diagonal_vector, 0, true),
                 ValuePlace::Strip(i) => (strips + i * strip, row, false),
                 ValuePlace::Panel(i) => (panels + i * panel, row, true),
                 ValuePlace::Unplaced => (0, 0, true),
@@ -186,7 +189,10 @@ impl TileProgram {
                         let side_by_side = match value.place {
                             ValuePlace::Strip(_) | ValuePlace::ColumnVector(_) => column_stride == 1,
                             ValuePlace::RowVector(_) => row_stride == 1,
-                            ValuePlace::Uniform(_) | ValuePlace::Panel(_) | ValuePlace::Unplaced => false,
+                            ValuePlace::Uniform(_)
+                            | ValuePlace::DiagonalVector(_)
+                            | ValuePlace::Panel(_)
+                            | ValuePlace::Unplaced => false,
                         };
                         if side_by_side {
                             let row =
@@ -235,7 +241,7 @@ impl Run<'_> {
         }
         let strip = match section.variance {
             Variance::Full => strip_rows(self.tile.columns),
-            Variance::Uniform | Variance::Row | Variance::Column => self.tile.rows,
+            Variance::Uniform | Variance::Row | Variance::Column | Variance::Diagonal => self.tile.rows,
         };
         for start in (0..self.tile.rows).step_by(strip) {
             (self.start, self.rows) = (start, strip.min(self.tile.rows - start));
@@ -261,6 +267,15 @@ impl Run<'_> {
                 Operand { data: data.wrapping_offset(self.start as isize * size), row: size, vector: false }
             }
             (Variance::Full, Variance::Column) => Operand { data, row: 0, vector: true },
+            // Diagonals are counted from the one that begins in the last row.
+            (Variance::Full, Variance::Diagonal) => {
+                let first = (self.tile.rows - 1 - self.start) as isize;
+                Operand { data: data.wrapping_offset(first * size), row: -size, vector: true }
+            }
+            (Variance::Diagonal, Variance::Row) => {
+                let last = self.tile.rows as isize - 1;
+                Operand { data: data.wrapping_offset(last * size), row: 0, vector: false }
+            }
             (Variance::Full, Variance::Uniform) => Operand { data, row: 0, vector: false },
             (at, variance) => Operand { data, row: 0, vector: variance == at },
         }
@@ -272,6 +287,7 @@ impl Run<'_> {
             Variance::Uniform => (1, 1),
             Variance::Row => (1, self.tile.rows),
             Variance::Column => (1, self.tile.columns),
+            Variance::Diagonal => (1, self.tile.rows + self.tile.columns - 1),
             Variance::Full => (self.rows, self.tile.columns),
         }
     }
@@ -339,6 +355,9 @@ impl Run<'_> {
             Variance::Full => counts(self.start + row, lane),
             Variance::Row => (0..columns).any(|column| counts(lane, column)),
             Variance::Column => (0..rows).any(|row| counts(row, lane)),
+            Variance::Diagonal => (0..rows)
+                .filter_map(|row| Some((row, (lane + row).checked_sub(rows - 1)?)))
+                .any(|(row, column)| column < columns && counts(row, column)),
             Variance::Uniform => (0..rows).any(|row| (0..columns).any(|column| counts(row, column))),
         }
     }
@@ -351,10 +370,12 @@ impl Run<'_> {
         let to = self.operand(at, out);
         match (self.tile.arguments[argument], convert) {
             (Argument::Array { data, row_stride, column_stride }, Some(convert)) => {
+                let last_row = (self.tile.rows as isize - 1) * row_stride * convert.size;
+                let data = if at == Variance::Diagonal { data.wrapping_offset(last_row) } else { data };
                 let (row, lane) = match at {
                     Variance::Uniform => (0, 0),
                     Variance::Row => (0, row_stride),
-                    Variance::Column => (0, column_stride),
+                    Variance::Column | Variance::Diagonal => (0, column_stride),
                     Variance::Full => (row_stride, column_stride),
                 };
                 let from = data.wrapping_offset(self.start as isize * row * convert.size);

@@ -5,8 +5,10 @@
 //! choosing the loop is shared by a thousand elements and no code need be generated.
 //!
 //! *Variance* says along which axes of the tile a value changes; it flows from the inputs to everything
-//! computed from them. What is uniform, or changes along rows or columns only, is computed once per tile
-//! into a short vector. Only what changes along both is computed for each element, a *strip* of a few rows
+//! computed from them. What is uniform, or changes along rows, columns or *diagonals* only (a function of
+//! q − k, such as a relative position and whatever is read there), is computed once per tile into a short
+//! vector; a row sees a diagonal vector one element further back than the row before does. Only what changes
+//! along both axes in another way is computed for each element, a *strip* of a few rows
 //! at a time, so that its registers stay in the first-level cache; registers whose lives do not overlap
 //! share a buffer.
 //!
@@ -17,6 +19,7 @@
 //! *Stages*: a program may be run in two calls, of which the second knows further inputs. Values that the
 //! second needs from the first are kept for the whole tile in the [`Scratch`].
 
+mod analysis;
 mod compile;
 mod convert;
 mod execute;
@@ -43,6 +46,8 @@ pub enum Variance {
     Row,
     /// From column to column.
     Column,
+    /// Along both, but not from an element to the one below and to the right of it.
+    Diagonal,
     /// Along both.
     Full,
 }
@@ -50,6 +55,10 @@ pub enum Variance {
 impl Variance {
     /// The variance of what is computed from both.
     pub fn join(self, other: Variance) -> Variance {
+        let diagonal = |variance| matches!(variance, Variance::Uniform | Variance::Diagonal);
+        if diagonal(self) && diagonal(other) {
+            return if self == Variance::Uniform { other } else { self };
+        }
         Variance::of(self.rows() || other.rows(), self.columns() || other.columns())
     }
 
@@ -65,12 +74,12 @@ impl Variance {
 
     /// Whether it changes from row to row.
     pub fn rows(self) -> bool {
-        matches!(self, Variance::Row | Variance::Full)
+        matches!(self, Variance::Row | Variance::Diagonal | Variance::Full)
     }
 
     /// Whether it changes from column to column.
     pub fn columns(self) -> bool {
-        matches!(self, Variance::Column | Variance::Full)
+        matches!(self, Variance::Column | Variance::Diagonal | Variance::Full)
     }
 }
 
@@ -83,7 +92,8 @@ pub enum Feed {
     RowPosition,
     /// [`Argument::Scalar`] plus the number of the column, an integer.
     ColumnPosition,
-    /// Elements in memory, which change along these axes: [`Argument::Array`].
+    /// Elements in memory, which change along these axes: [`Argument::Array`]. Where they are diagonal, its two
+    /// strides are opposite.
     Array(Variance, DType),
 }
 

@@ -54,6 +54,15 @@ impl Elements {
         if random.below(4) == 0 {
             (row, column) = (1, extents[0] as isize + 1);
         }
+        Elements::strided(random, dtype, extents, [row, column])
+    }
+
+    fn strided(
+        random: &mut Random,
+        dtype: DType,
+        extents: [usize; 2],
+        [row, column]: [isize; 2],
+    ) -> Elements {
         let reach = |extent: usize, stride: isize| (extent as isize - 1) * stride;
         let (along_rows, along_columns) = (reach(extents[0], row), reach(extents[1], column));
         let origin = -along_rows.min(0) - along_columns.min(0);
@@ -104,6 +113,13 @@ fn random_program(random: &mut Random, feeds: &[Feed], tables: &[Table]) -> Prog
         program.push(Operation::Constant(Scalar::Integer(value)), Kind::I32);
         program.push(Operation::Constant(Scalar::Integer(value)), Kind::I64);
         program.push(Operation::Constant(Scalar::Float(value as f64 / 4.0)), Kind::F32);
+    }
+    // Values that change along diagonals only are rare by chance.
+    let (row, column) = (Register(0), Register(1));
+    let kind = program.kind(row);
+    if kind == program.kind(column) {
+        let operands = random.pick(&[(row, column), (column, row)]);
+        program.push(Operation::Binary(Binary::Sub, operands.0, operands.1), kind);
     }
     for _ in 0..random.below(40) {
         let count = program.instructions.len();
@@ -260,6 +276,7 @@ fn check(seed: u64, isa: Isa) -> bool {
             Variance::Uniform,
             Variance::Row,
             Variance::Column,
+            Variance::Diagonal,
             Variance::Full,
             Variance::Full,
         ]);
@@ -270,6 +287,10 @@ fn check(seed: u64, isa: Isa) -> bool {
     let inputs: Vec<Option<Elements>> = feeds
         .iter()
         .map(|feed| match feed {
+            Feed::Array(Variance::Diagonal, dtype) => {
+                let step = random.pick(&[1, -1, 2]);
+                Some(Elements::strided(random, *dtype, [rows, columns], [-step, step]))
+            }
             Feed::Array(_, dtype) => Some(Elements::new(random, *dtype, [rows, columns])),
             _ => None,
         })
