@@ -177,7 +177,8 @@ def test_scan_under_compile() -> None:
 
     def function(a: Tensor, b: Tensor) -> Tensor:
         _, y = associative_scan(lambda l, r: (l[0] * r[0], r[0] * l[1] + r[1]), (a, b), dim=1)
-        return y.square().sum()
+        loss: Tensor = y.square().sum()
+        return loss
 
     eager = torch.autograd.grad(function(a, b), (a, b))
     compiled = torch.autograd.grad(torch.compile(function)(a, b), (a, b))

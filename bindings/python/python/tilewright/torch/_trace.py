@@ -936,6 +936,10 @@ OPERATIONS: dict[str, Callable[..., Any]] = {
     "ones_like": lambda x, dtype=None, **_: _full_like(x, 1, dtype),
     "full_like": lambda x, value, dtype=None, **_: _full_like(x, value, dtype),
     "new_zeros": lambda x, shape, dtype=None, **_: _broadcast(x.region.constant(0, dtype or x.dtype), tuple(shape)),
+    "new_ones": lambda x, shape, dtype=None, **_: _broadcast(x.region.constant(1, dtype or x.dtype), tuple(shape)),
+    "new_full": lambda x, shape, value, dtype=None, **_: _broadcast(
+        x.region.constant(value, dtype or x.dtype), tuple(shape)
+    ),
     "new_tensor": lambda x, value, dtype=None, **_: x.region.constant(value, dtype or x.dtype),
     "scalar_tensor": lambda x, **_: x,
     "to": _to, "type": _to, "type_as": _to, "_to_copy": _to, "convert_element_type": _to,
