@@ -4,7 +4,7 @@ use tilewright_ir::{Error, ErrorKind, Graph, NodeId, Op, Origin, Result, Value};
 use tilewright_plan::loops::{Lanes, Phase, Sink, Source};
 use tilewright_plan::{Kernel, Kind, Loops, Operation, Place, Plan, Program, ScatterAdd, View};
 
-use crate::access::Affine;
+use crate::access::{Affine, Valid};
 use crate::arrays::{Arrays, reach};
 use crate::fuse::{Fusion, Step, fuse};
 use crate::normalise::normalise;
@@ -98,7 +98,9 @@ fn single(arrays: &Arrays, id: NodeId, block_maps: &mut attention::BlockMaps) ->
             attention::lower_backward(attention, &operands(), &results(), block_maps, origin)
         }
         Op::AssociativeScan(scan) => {
-            let kernels = scan::lower(scan, &operands(), &results(), origin)?;
+            let windows: Vec<Option<Valid>> =
+                node.operands.iter().map(|value| arrays.accesses[value.index()].valid.clone()).collect();
+            let kernels = scan::lower(scan, &operands(), &windows, &results(), origin)?;
             Ok(kernels.into_iter().map(Kernel::Scan).collect())
         }
         Op::Constant(_)

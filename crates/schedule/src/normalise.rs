@@ -6,7 +6,9 @@
 
 use std::collections::{HashMap, HashSet};
 
-use tilewright_ir::{DotAxes, Graph, Op, Origin, Result, Scalar, Value, ValueDefinition, infer};
+use tilewright_ir::{
+    DType, DotAxes, Graph, Literal, Op, Origin, Result, Scalar, Value, ValueDefinition, infer,
+};
 
 use crate::Layout;
 use crate::access::{Access, Affine, packed};
@@ -64,10 +66,31 @@ struct Normaliser {
 }
 
 impl Normaliser {
+    fn extent(&self, value: Value, axis: usize) -> usize {
+        self.graph.ty(value).shape[axis]
+    }
+
     fn node(&mut self, op: &Op, operands: &[Value], origin: Option<Origin>) -> Result<Vec<Value>> {
         match op {
             Op::StopGradient => return Ok(vec![operands[0]]),
             Op::Reduce { axes, .. } if axes.is_empty() => return Ok(vec![operands[0]]),
+            // An axis of one position has nothing to reduce: it only goes.
+            Op::Reduce { kind, axes } if axes.iter().any(|&axis| self.extent(operands[0], axis) == 1) => {
+                let gone = |axis: usize| axes.contains(&axis) && self.extent(operands[0], axis) == 1;
+                let kept: Vec<usize> =
+                    (0..self.graph.ty(operands[0]).rank()).filter(|&axis| !gone(axis)).collect();
+                let shape = kept.iter().map(|&axis| self.extent(operands[0], axis)).collect();
+                let axes = (0..kept.len()).filter(|&i| axes.contains(&kept[i])).collect();
+                let seen = self.node(&Op::Reshape { shape }, operands, origin.clone())?;
+                return self.node(&Op::Reduce { kind: *kind, axes }, &seen, origin);
+            }
+            Op::ArgMax { axis } if self.extent(operands[0], *axis) == 1 => {
+                let mut shape = self.graph.ty(operands[0]).shape.clone();
+                shape.remove(*axis);
+                let first = Op::Constant(Literal::scalar(DType::I64, 0i64));
+                let first = self.node(&first, &[], origin.clone())?;
+                return self.node(&Op::Broadcast { shape, axes: vec![] }, &first, origin);
+            }
             Op::Broadcast { .. }
             | Op::Reshape { .. }
             | Op::Transpose { .. }
@@ -100,10 +123,15 @@ impl Normaliser {
                 let (axes, operands) = self.matrices(axes, operands)?;
                 return self.computed(&Op::Dot(axes), &operands, origin);
             }
-            Op::ScatterAdd { .. }
-            | Op::FlexAttention(_)
-            | Op::FlexAttentionBackward(_)
-            | Op::AssociativeScan(_) => {
+            Op::AssociativeScan(scan) => {
+                // Leaves are loaded as they are seen, padding and all.
+                let mut operands = operands.to_vec();
+                for capture in &mut operands[scan.leaves..] {
+                    *capture = self.unpadded(*capture)?;
+                }
+                return self.computed(op, &operands, origin);
+            }
+            Op::ScatterAdd { .. } | Op::FlexAttention(_) | Op::FlexAttentionBackward(_) => {
                 let operands =
                     operands.iter().map(|&value| self.unpadded(value)).collect::<Result<Vec<_>>>()?;
                 return self.computed(op, &operands, origin);

@@ -184,12 +184,14 @@ fn load(
     valid: &Option<(Vec<(usize, usize)>, Scalar)>,
     extents: &[usize],
 ) -> Result<Window> {
-    let Some((ranges, _)) = valid else {
+    let Some((ranges, fill)) = valid else {
         let Array { data, strides, .. } = memory.read(view, dtype, extents)?;
         return Ok(Window { data, dtype, strides, valid: None });
     };
-    let proper = |(&(low, high), &extent): (&(usize, usize), &usize)| low <= high && high <= extent;
-    if ranges.len() != extents.len() || !ranges.iter().zip(extents).all(proper) {
+    // A phase that runs once stands at 0 along the row's axes, whose ranges say more.
+    let ranges: Vec<(usize, usize)> =
+        ranges.iter().zip(extents).map(|(&(low, high), &extent)| (low, high.min(extent))).collect();
+    if ranges.len() != view.strides.len() || ranges.iter().any(|(low, high)| low > high) {
         return Err(broken("the valid ranges of a load do not fit its axes"));
     }
     let start: isize = ranges
@@ -202,10 +204,8 @@ fn load(
     let data = data.wrapping_offset(start.wrapping_neg().wrapping_mul(dtype.size() as isize));
     // An axis that is not cut may be merged with another: it has no end of its own.
     let uncut = |(range, extent)| if range == (0, extent) { (0, usize::MAX) } else { range };
-    let valid = valid.as_ref().map(|(ranges, value)| {
-        (ranges.iter().copied().zip(extents.iter().copied()).map(uncut).collect(), *value)
-    });
-    Ok(Window { data, dtype, strides, valid })
+    let ranges = ranges.into_iter().zip(extents.iter().copied()).map(uncut).collect();
+    Ok(Window { data, dtype, strides, valid: Some((ranges, *fill)) })
 }
 
 /// Which axes of the kernel a tile's rows and columns run along, with their extents.

@@ -14,6 +14,7 @@ use tilewright_plan::loops::{Sink, Source};
 use tilewright_plan::{Kind, Operation, Program, Register, Scan, Table, View};
 
 use self::axes::{Axes, Class};
+use crate::access::Valid;
 use crate::builder::{Builder, Push, renamed};
 use crate::operand::{Operand, line_of_read};
 use crate::region::{Argument, Lowering, positions};
@@ -25,8 +26,8 @@ const STATE_LIMIT: usize = 256;
 /// one; larger ones are read at computed indices.
 const LOADED_CAPTURE: usize = 16;
 
-/// Lowers a scan to kernels. `operands` are the leaves and the captures, `results` where each wanted leaf's
-/// result goes.
+/// Lowers a scan to kernels. `operands` are the leaves and the captures, `windows` says for each which part of
+/// it is there where not all is, `results` where each wanted leaf's result goes.
 ///
 /// # Errors
 /// [`ErrorKind::Limit`] where the state of one position has too many scalars, or the combine function is
@@ -34,10 +35,11 @@ const LOADED_CAPTURE: usize = 16;
 pub(crate) fn lower(
     scan: &AssociativeScan,
     operands: &[Operand],
+    windows: &[Option<Valid>],
     results: &[Option<View>],
     origin: &Option<Origin>,
 ) -> Result<Vec<Scan>> {
-    let lowering = Leaves::new(scan, operands);
+    let lowering = Leaves::new(scan, operands, windows);
     let mut kernels = Vec::new();
     for group in lowering.groups(results) {
         let kernel = lowering
@@ -52,6 +54,7 @@ pub(crate) fn lower(
 struct Leaves<'a> {
     scan: &'a AssociativeScan,
     operands: &'a [Operand],
+    windows: &'a [Option<Valid>],
     axes: Axes<'a>,
     /// For each leaf, the leaves that its result depends on, itself included.
     needs: Vec<Vec<bool>>,
@@ -66,10 +69,10 @@ struct Group {
 }
 
 impl<'a> Leaves<'a> {
-    fn new(scan: &'a AssociativeScan, operands: &'a [Operand]) -> Leaves<'a> {
+    fn new(scan: &'a AssociativeScan, operands: &'a [Operand], windows: &'a [Option<Valid>]) -> Leaves<'a> {
         let axes = Axes::new(&scan.combine, scan.leaves);
         let needs = (0..scan.leaves).map(|leaf| needs(scan, leaf)).collect();
-        Leaves { scan, operands, axes, needs }
+        Leaves { scan, operands, windows, axes, needs }
     }
 
     /// The parameter that stands for a leaf on the left.
@@ -143,6 +146,32 @@ impl<'a> Leaves<'a> {
             .collect()
     }
 
+    /// For each scalar of a leaf's state, which part is there along the axes that [`Leaves::views`] gives
+    /// strides for, where not all is.
+    fn valid(&self, group: &Group, leaf: usize) -> Vec<Option<Valid>> {
+        let scalar_axes = self.scalar_axes(leaf);
+        let shape: Vec<usize> = scalar_axes.iter().map(|&axis| self.slice(leaf)[axis]).collect();
+        let Some((ranges, fill)) = &self.windows[leaf] else { return vec![None; shape.iter().product()] };
+        let axis_of = |axis: usize| if axis < self.scan.axis { axis } else { axis + 1 };
+        let along = group.classes.iter().map(|&class| {
+            let parallel = |&axis: &usize| self.axes.parallel(self.parameter(leaf), axis) == Some(class);
+            let axis = (0..self.slice(leaf).len()).find(parallel);
+            axis.map_or((0, self.extent(group, class)), |axis| ranges[axis_of(axis)])
+        });
+        let along: Vec<(usize, usize)> = along.chain([ranges[self.scan.axis]]).collect();
+        positions(&shape)
+            .map(|position| {
+                let there = scalar_axes.iter().zip(&position).all(|(&axis, &i)| {
+                    let (low, high) = ranges[axis_of(axis)];
+                    (low..high).contains(&i)
+                });
+                // A scalar that lies outside is there nowhere.
+                let ranges = if there { along.clone() } else { vec![(0, 0); along.len()] };
+                Some((ranges, *fill))
+            })
+            .collect()
+    }
+
     fn kernel(&self, group: &Group, results: &[Option<View>]) -> Result<Scan> {
         let mut elements = Program::default();
         let mut store = Program::default();
@@ -153,7 +182,8 @@ impl<'a> Leaves<'a> {
             let Operand { view, ty, .. } = &self.operands[leaf];
             let kind = Kind::of(ty.dtype);
             first[leaf] = sources.len();
-            for (i, view) in self.views(group, leaf, view).into_iter().enumerate() {
+            let loads = self.views(group, leaf, view).into_iter().zip(self.valid(group, leaf));
+            for (i, (view, valid)) in loads.enumerate() {
                 let state = first[leaf] + i;
                 if state >= STATE_LIMIT {
                     return Err(Error::new(ErrorKind::Limit {
@@ -162,7 +192,7 @@ impl<'a> Leaves<'a> {
                     })
                     .help("leave an axis alone in the combine function, and it is scanned in parallel"));
                 }
-                sources.push(Source::Load { view, dtype: ty.dtype, valid: None });
+                sources.push(Source::Load { view, dtype: ty.dtype, valid });
                 let element = elements.push(Operation::Input(state), kind);
                 elements.results.push(element);
             }

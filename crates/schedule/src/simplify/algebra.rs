@@ -28,7 +28,16 @@ pub(super) fn simplify(graph: &Graph) -> Result<Graph> {
             Op::Compare(_) => None,
             Op::Select => match uniform(new, operands[0]) {
                 Some(condition) => Some(if condition.to_bool() { operands[1] } else { operands[2] }),
-                None => (operands[1] == operands[2]).then_some(operands[1]),
+                None => {
+                    let [x, y] = [1, 2].map(|side| chosen_before(new, operands, side));
+                    if x == y {
+                        Some(x)
+                    } else if [x, y] != operands[1..] {
+                        Some(new.add1(Op::Select, &[operands[0], x, y], node.origin.clone())?)
+                    } else {
+                        None
+                    }
+                }
             },
             Op::Cast(dtype) => {
                 let source = cast_source(new, operands[0], *dtype);
@@ -149,4 +158,12 @@ fn keeps(from: DType, to: DType) -> bool {
             F32 => to == F64,
             I64 | F64 => false,
         }
+}
+
+/// What a branch of a selection comes to where it is itself one by the same condition.
+fn chosen_before(new: &Graph, operands: &[Value], side: usize) -> Value {
+    match new.producer(operands[side]) {
+        Some(node) if matches!(node.op, Op::Select) && node.operands[0] == operands[0] => node.operands[side],
+        _ => operands[side],
+    }
 }
