@@ -38,8 +38,11 @@ pub(super) struct Walk {
 const LANE_TILE: usize = 1024;
 /// Elements that a chunk has about: what stays in the second-level cache with a few arrays.
 const CHUNK: usize = 16 * 1024;
-/// Where there are so many groups, threads are kept busy without chunks.
-const ENOUGH_GROUPS: usize = 64;
+/// Where there are so many rows, threads are kept busy without chunks.
+const ENOUGH_ROWS: usize = 64;
+/// Where there are so many blocks of lanes. A chunk of a block is walked twice and no longer in the cache the
+/// second time, for its positions lie far apart: fewer threads are better than twice the traffic.
+const ENOUGH_BLOCKS: usize = 2;
 
 impl Walk {
     /// `strides` are those of each array that is loaded or stored: the parallel axes', then the scan's.
@@ -72,7 +75,7 @@ impl Walk {
         };
         match direction {
             Direction::Row => {
-                if rows < ENOUGH_GROUPS && length >= 2 * CHUNK {
+                if rows < ENOUGH_ROWS && length >= 2 * CHUNK {
                     walk.chunk = CHUNK;
                 } else {
                     walk.rows_in_group = (CHUNK / length.max(1)).clamp(1, rows.max(1));
@@ -84,7 +87,7 @@ impl Walk {
                 walk.tile = LANE_TILE.min(extent);
                 walk.groups = rows / extent.max(1) * extent.div_ceil(walk.tile.max(1));
                 let chunk = (2 * CHUNK / walk.tile.max(1)).max(1);
-                if walk.groups < ENOUGH_GROUPS && length >= 2 * chunk {
+                if walk.groups < ENOUGH_BLOCKS && length >= 2 * chunk {
                     walk.chunk = chunk;
                 }
             }
