@@ -40,7 +40,9 @@ pub fn multiply_add_rate(isa: Isa, threads: usize) -> f64 {
     let work = move || {
         let cell = std::cell::Cell::new(black_box(0.999_999));
         // SAFETY: the kernel reads and writes only its argument; the caller names a set that the machine has.
-        unsafe { if wide { select::<Chains<WIDE>>(isa)(&cell) } else { select::<Chains<NARROW>>(isa)(&cell) } }
+        unsafe {
+            if wide { select::<Chains<WIDE>>(isa)(&cell) } else { select::<Chains<NARROW>>(isa)(&cell) }
+        }
         black_box(cell.get());
     };
     let lanes = if wide { WIDE } else { NARROW };

@@ -97,9 +97,10 @@ fn run_kernels(
     let block_maps = (0..plan.block_maps).map(|_| OnceLock::new()).collect();
     let context = Context { isa, threads, block_maps };
     let run = || {
-        plan.kernels.iter().enumerate().try_for_each(|(number, kernel)| {
-            around(number, &|| run_kernel(kernel, &memory, &context))
-        })
+        plan.kernels
+            .iter()
+            .enumerate()
+            .try_for_each(|(number, kernel)| around(number, &|| run_kernel(kernel, &memory, &context)))
     };
     catch_unwind(AssertUnwindSafe(|| match threads {
         1 => run(),

@@ -178,10 +178,10 @@ impl Search<'_> {
         let keys = (columns.0 * width, (columns.1 * width).min(self.kernel.keys) - 1);
         let decided = match (rows.1 - rows.0, columns.1 - columns.0) {
             (1, 1) => Some(self.block(queries, keys)?),
-            _ => match self.mask.decide(self.rectangle(queries, keys), &mut self.ranges)? {
-                Some(admitted) => Some(if admitted { Verdict::Full } else { Verdict::Empty }),
-                None => None,
-            },
+            _ => {
+                let admitted = self.mask.decide(self.rectangle(queries, keys), &mut self.ranges)?;
+                admitted.map(|all| if all { Verdict::Full } else { Verdict::Empty })
+            }
         };
         match decided {
             Some(Verdict::Empty) => Ok(()),

@@ -1,7 +1,9 @@
 //! The plan of a block map alone, for those who want to see the blocks that a mask leaves.
 
 use tilewright_ir::{DType, Error, Graph, Result, Type};
-use tilewright_plan::{BlockMap, Buffer, BufferId, Kernel, Kind, Operation, Place, Plan, Program, Table, View};
+use tilewright_plan::{
+    BlockMap, Buffer, BufferId, Kernel, Kind, Operation, Place, Plan, Program, Table, View,
+};
 
 use super::{COORDINATES, keep_tables, lower_mask};
 use crate::Layout;
@@ -31,8 +33,7 @@ pub fn block_map(
     let mut tables = Vec::new();
     for (number, (ty, layout)) in types.iter().zip(captures).enumerate() {
         let elements = input_elements(number, layout, &ty.shape)?;
-        let view =
-            View { buffer: BufferId(number), offset: layout.offset, strides: layout.strides.clone() };
+        let view = View { buffer: BufferId(number), offset: layout.offset, strides: layout.strides.clone() };
         buffers.push(Buffer { dtype: ty.dtype, elements, place: Place::Input(number) });
         tables.push(Table {
             view,

@@ -64,7 +64,8 @@ where
 fn row_01_shapes_that_disagree() {
     let place = (line!(), "call()");
     let f = compile(|(q, k, v): (Tensor, Tensor, Tensor)| flex_attention(&q, &k, &v).call());
-    let cases: [([&[usize]; 3], &str, Option<usize>, &[&str]); 8] = [
+    type Case = ([&'static [usize]; 3], &'static str, Option<usize>, &'static [&'static str]);
+    let cases: [Case; 8] = [
         ([&[2, 3, 4], &[1, 1, 3, 4], &[1, 1, 3, 4]], "query", None, &["4 axes", "[2, 3, 4]"]),
         ([&[1, 1, 3, 4], &[3, 4], &[1, 1, 3, 4]], "key", None, &["4 axes", "[3, 4]"]),
         ([&[1, 1, 3, 4], &[1, 1, 3, 4], &[3]], "value", None, &["4 axes", "[3]"]),
@@ -402,8 +403,8 @@ fn row_17_panics_of_user_functions() {
     });
     let x = array(DType::F32, &[1, 1, 5, 2]);
     for place in [3, 2, 1] {
-        let panic =
-            catch_unwind(AssertUnwindSafe(|| f.call(&x))).err().expect("the panic reaches the caller");
+        let panic = catch_unwind(AssertUnwindSafe(|| f.call(&x).map(drop)))
+            .expect_err("the panic reaches the caller");
         assert_eq!(*panic.downcast::<String>().unwrap(), format!("the user's own words, {place}"));
         panics.fetch_sub(1, Ordering::Relaxed);
     }
