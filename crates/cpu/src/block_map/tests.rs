@@ -1,3 +1,5 @@
+//! Block maps against brute force.
+
 use std::sync::OnceLock;
 use std::time::Instant;
 
