@@ -100,7 +100,7 @@ fn scattered(random: &mut Random, array: &mut Array) -> (Layout, Vec<Scalar>) {
             1 => (layout.strides[axis], layout.offset) = (-(size as isize), layout.offset + reach),
             _ => layout.strides[axis] = size as isize,
         }
-        size = (size * shape[axis].max(1)) + random.below(3) as usize;
+        size = (size * shape[axis].max(1)) + random.below(3);
     }
     let place = |position: usize| {
         let (mut rest, mut at) = (position, layout.offset);

@@ -175,7 +175,7 @@ fn random_integer(code: &mut Code, random: &mut Random, depth: usize) -> Registe
     let small = code.number(random.below(9) as i64 - 2);
     match random.below(14) {
         0 | 1 => code.integer(Binary::Add, x, y),
-        2 | 3 | 4 => code.integer(Binary::Sub, x, y),
+        2..=4 => code.integer(Binary::Sub, x, y),
         5 => code.integer(Binary::Mul, x, small),
         6 => code.integer(Binary::Div, x, small),
         7 => code.integer(Binary::Rem, x, small),

@@ -101,7 +101,8 @@ fn reference(kernel: &Loops, inputs: &[Contents], outputs: &[(DType, usize)]) ->
         let mut values = vec![vec![Scalar::Integer(0); row_elements]; kernel.row_values];
         for phase in &kernel.phases {
             let mut reduced: Vec<Option<(Scalar, Scalar)>> = vec![None; phase.sinks.len()];
-            for element in 0..if phase.once { 1 } else { row_elements } {
+            let elements = if phase.once { 1 } else { row_elements };
+            (0..elements).for_each(|element| {
                 let mut at = unravel(line, &kernel.parallel);
                 at.extend(unravel(element, &kernel.row));
                 let input = |number: usize| match &phase.sources[number] {
@@ -136,7 +137,7 @@ fn reference(kernel: &Loops, inputs: &[Contents], outputs: &[(DType, usize)]) ->
                         }
                     }
                 }
-            }
+            });
             for (sink, reduced) in phase.sinks.iter().zip(reduced) {
                 if let Sink::Reduce { kind, scalar } = sink {
                     let (value, position) = reduced.expect("rows of these tests have elements");

@@ -13,6 +13,9 @@ pub struct Pair {
     pub k: usize,
 }
 
+/// A function of a pair, its raw score and what it captures.
+pub type OfPair = Box<dyn Fn(Pair, f64, &[f64]) -> f64>;
+
 /// A score function `f(s, table)` of one captured array, with gradient.
 pub struct Function {
     pub name: &'static str,
@@ -20,9 +23,9 @@ pub struct Function {
     pub programs: Option<Programs>,
     /// Shape of the captured array; it may be empty.
     pub table: Vec<usize>,
-    pub score: Box<dyn Fn(Pair, f64, &[f64]) -> f64>,
+    pub score: OfPair,
     /// ∂f / ∂s.
-    pub slope: Box<dyn Fn(Pair, f64, &[f64]) -> f64>,
+    pub slope: OfPair,
     /// The (flat) elements of the array that are read.
     pub reads: Box<dyn Fn(Pair) -> Vec<usize>>,
     /// ∂f / ∂ what is read, the same for all reads.

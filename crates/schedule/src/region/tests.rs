@@ -46,7 +46,7 @@ fn run(region: &Graph, arguments: &[Argument], arrays: &[Array]) -> Vec<Scalar> 
 /// Each parameter a table or inputs, by chance.
 fn arguments(region: &Graph, random: &mut Random) -> Vec<Argument> {
     let mut next = 0;
-    let mut argument = |(number, ty): (usize, &Type)| {
+    let argument = |(number, ty): (usize, &Type)| {
         let inputs: Vec<usize> = (next..next + ty.elements()).collect();
         if ty.rank() > 0 && random.once_in(2) {
             return Argument::Table(number);
