@@ -98,3 +98,8 @@ pub mod prelude {
         ones, optimizers, select, stack, value_and_grad, value_and_grad_with, vjp, zeros,
     };
 }
+
+/// The README's example, compiled and run as a doc test.
+#[cfg(doctest)]
+#[doc = include_str!("../../../README.md")]
+struct Readme;
