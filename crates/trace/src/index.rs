@@ -35,7 +35,7 @@ macro_rules! tuples {
     ($($name:ident)*) => {
         impl<$($name: Into<Operand>),*> Indices for ($($name,)*) {
             fn operands(self) -> Vec<Operand> {
-                #[allow(non_snake_case)]
+                #[allow(non_snake_case, reason = "the macro names each value as its type parameter")]
                 let ($($name,)*) = self;
                 vec![$($name.into()),*]
             }
