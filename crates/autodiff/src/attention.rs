@@ -28,7 +28,11 @@ pub(crate) fn vjp(
     cotangents: &[Option<Value>],
     wanted: &[bool],
 ) -> Result<Vec<Option<Value>>> {
-    let (output, log_sum_exp) = (cotangents[0], cotangents[1]);
+    let (mut output, log_sum_exp) = (cotangents[0], cotangents[1]);
+    if let Some(unrounded) = cotangents.get(3).copied().flatten() {
+        let rounded = e.cast(unrounded, e.dtype(node.results[0]))?;
+        output = Some(output.map_or(Ok(rounded), |output| e.add(output, rounded))?);
+    }
     if output.is_none() && log_sum_exp.is_none() {
         return Ok(vec![None; wanted.len()]);
     }
@@ -40,7 +44,7 @@ pub(crate) fn vjp(
     learned.dedup();
 
     let mut operands = node.operands[..3].to_vec();
-    operands.extend(&node.results[..2]);
+    operands.extend([*node.results.get(3).unwrap_or(&node.results[0]), node.results[1]]);
     operands.push(output.map_or_else(|| e.like(node.results[0], 0.0), Ok)?);
     operands.extend(log_sum_exp);
     operands.extend(captures);

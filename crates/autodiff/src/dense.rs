@@ -37,8 +37,12 @@ pub(crate) fn forward(attention: &FlexAttention, operands: &[Type], origin: Opti
     let total_rows = pairs.rows(&mut e, total)?;
     let probability = e.div(weight, total_rows)?;
     let output = pairs.times_keys(&mut e, probability, pairs.value)?;
-    let output = e.cast(output, operands[0].dtype)?;
-    graph.set_results(vec![output, log_sum_exp, maximum]);
+    let rounded = e.cast(output, operands[0].dtype)?;
+    let mut results = vec![rounded, log_sum_exp, maximum];
+    if rounded != output {
+        results.push(output);
+    }
+    graph.set_results(results);
     Ok(graph)
 }
 
@@ -54,7 +58,7 @@ pub(crate) fn backward(
     let captures = &parameters[6 + backward.log_sum_exp_cotangent as usize..];
     let pairs = Pairs::new(&mut e, &parameters, captures, backward.scale, backward.mask.as_ref())?;
     let accumulator = e.dtype(pairs.raw);
-    let output = e.cast(parameters[3], accumulator)?;
+    let output = parameters[3];
     let log_sum_exp = parameters[4];
     let output_cotangent = e.cast(parameters[5], accumulator)?;
 

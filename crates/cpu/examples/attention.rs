@@ -119,7 +119,7 @@ impl Call {
             Kernel::AttentionBackward(Box::new(AttentionBackward {
                 attention,
                 joint: programs.map(|programs| (programs.build)(Kind::F32).1),
-                output: call.view(dtype, &array, false),
+                output: call.view(DType::F32, &array, false),
                 log_sum_exp: call.view(DType::F32, &rows, false),
                 output_cotangent: call.view(dtype, &array, false),
                 log_sum_exp_cotangent: None,
@@ -149,6 +149,7 @@ impl Call {
                 attention,
                 score: programs.map(|programs| (programs.build)(Kind::F32).0),
                 output: call.view(dtype, &array, true),
+                unrounded: None,
                 log_sum_exp: Some(call.view(DType::F32, &rows, true)),
                 maximum: None,
             })

@@ -160,6 +160,7 @@ pub(crate) fn evaluate(
     let mut score = PairRegion::new(&attention.score, 1, 0, operands.from(3), precision)?;
 
     let (mut output, mut log_sum_exp, mut maximum) = (Vec::new(), Vec::new(), Vec::new());
+    let mut unrounded = Vec::new();
     let mut scores: Vec<(usize, f64)> = Vec::new();
     for b in 0..sizes.batch {
         for h in 0..sizes.heads {
@@ -186,13 +187,17 @@ pub(crate) fn evaluate(
                 let sum = scores.iter().fold(0.0, |sum, &(_, s)| round(sum + exponential(s)));
                 let logarithm = if top.is_infinite() { top } else { round(top + round(libm::log(sum))) };
                 let mut row = vec![0.0; sizes.value_size];
+                let mut unrounded_row = vec![0.0; if results.len() > 3 { sizes.value_size } else { 0 }];
                 if logarithm != f64::NEG_INFINITY {
                     for &(k, s) in &scores {
-                        let probability = round_operand(round(exponential(s) / sum));
-                        rounding.add(&mut row, probability, vector(value, first_key + k, sizes.value_size));
+                        let probability = round(exponential(s) / sum);
+                        let value = vector(value, first_key + k, sizes.value_size);
+                        rounding.add(&mut row, round_operand(probability), value);
+                        rounding.add(&mut unrounded_row, probability, value);
                     }
                 }
                 output.extend(row.into_iter().map(round_operand));
+                unrounded.extend(unrounded_row);
                 log_sum_exp.push(logarithm);
                 maximum.push(top);
             }
@@ -201,5 +206,8 @@ pub(crate) fn evaluate(
     results[0].fill(output);
     results[1].fill(log_sum_exp);
     results[2].fill(maximum);
+    if let Some(result) = results.get_mut(3) {
+        result.fill(unrounded);
+    }
     Ok(())
 }

@@ -124,7 +124,7 @@ fn a_constant_read_outside_matters_only_to_live_pairs() {
 #[test]
 fn bf16_rounds_before_each_product() {
     let text = "graph(%q: bf16[1, 1, 2, 3], %k: bf16[1, 1, 5, 3], %v: bf16[1, 1, 5, 2]) -> (%out, %lse) {
-      %out, %lse, %top = flex_attention %q, %k, %v scale=0.3
+      %out, %lse, %top, %unrounded = flex_attention %q, %k, %v scale=0.3
         score(%s: f32[], %b: i32[], %h: i32[], %q: i32[], %k: i32[]) -> (%s) {}
     }";
     let narrow =

@@ -449,7 +449,15 @@ fn flex_attention(attention: &FlexAttention, operands: &[&Type]) -> Result<Vec<T
     mask_region(attention.mask.as_ref(), captures)?;
     let output = [&rows[..], &[operands[2].shape[3]]].concat();
     element_count(&output)?;
-    Ok(vec![Type::new(operands[0].dtype, output), Type::new(score, rows.clone()), Type::new(score, rows)])
+    let mut results = vec![
+        Type::new(operands[0].dtype, output.clone()),
+        Type::new(score, rows.clone()),
+        Type::new(score, rows),
+    ];
+    if operands[0].dtype != score {
+        results.push(Type::new(score, output));
+    }
+    Ok(results)
 }
 
 fn flex_attention_backward(attention: &FlexAttentionBackward, operands: &[&Type]) -> Result<Vec<Type>> {
@@ -458,10 +466,10 @@ fn flex_attention_backward(attention: &FlexAttentionBackward, operands: &[&Type]
     let leading = 6 + *log_sum_exp_cotangent as usize;
     at_least(operands, leading)?;
     let AttentionTypes { score, rows } = attention_types(operands)?;
-    let output = Type::new(operands[0].dtype, [&rows[..], &[operands[2].shape[3]]].concat());
-    same("output", &output, operands[3])?;
+    let output = [&rows[..], &[operands[2].shape[3]]].concat();
+    same("output", &Type::new(score, output.clone()), operands[3])?;
     same("log_sum_exp", &Type::new(score, rows.clone()), operands[4])?;
-    same("output cotangent", &output, operands[5])?;
+    same("output cotangent", &Type::new(operands[0].dtype, output), operands[5])?;
     if *log_sum_exp_cotangent {
         same("log_sum_exp cotangent", &Type::new(score, rows), operands[6])?;
     }

@@ -371,7 +371,8 @@ fn free(rank: usize, batch: &[usize], contract: &[usize]) -> Vec<usize> {
 /// Operands `(query [B, H, Q, D], key [Bk, Hk, K, D], value [Bk, Hk, K, V], capture…)`, the first three
 /// of one float type, Bk ∈ {1, B}, H a multiple of Hk: query head h reads key head h / (H / Hk).
 /// Results `(output [B, H, Q, V], log_sum_exp [B, H, Q], maximum [B, H, Q])`, the last two of the
-/// score type: `f64` for `f64` inputs, else `f32`.
+/// score type: `f64` for `f64` inputs, else `f32`. Inputs of a half type give a fourth result, the output in
+/// the score type: the gradient takes differences in which its rounding would show.
 ///
 /// With `s = score(scale · q·k, b, h, q, k, captures)` over the pairs that the mask admits:
 /// `maximum = max s`, `log_sum_exp = log Σ exp s`, `output = Σ exp(s − log_sum_exp) · value`. Where no pair
@@ -390,7 +391,8 @@ pub struct FlexAttention {
 
 /// The gradient of [`FlexAttention`].
 ///
-/// Operands `(query, key, value, output, log_sum_exp, output cotangent, [log_sum_exp cotangent,] capture…)`;
+/// Operands `(query, key, value, output, log_sum_exp, output cotangent, [log_sum_exp cotangent,] capture…)`,
+/// the output of the score type;
 /// results `(query, key, value cotangents, learned capture cotangents…)`, each of its primal's type.
 ///
 /// With `p = exp(s − log_sum_exp)` and `g = p · (output cotangent · value − output cotangent · output +

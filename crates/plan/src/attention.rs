@@ -34,7 +34,7 @@ pub struct Attention {
     /// Sizes.
     pub shape: AttentionShape,
     /// Element type of query, key, value, output and their cotangents. The score type is `f64` for `f64`,
-    /// else `f32`; log-sum-exp and maximum have it.
+    /// else `f32`; log-sum-exp, maximum and the unrounded output have it.
     pub dtype: DType,
     /// Factor of the dot products.
     pub scale: f64,
@@ -63,6 +63,8 @@ pub struct AttentionForward {
     pub score: Option<Program>,
     /// `[batch, heads, queries, value_size]`.
     pub output: View,
+    /// The output in the score type, where wanted.
+    pub unrounded: Option<View>,
     /// `[batch, heads, queries]`, where wanted.
     pub log_sum_exp: Option<View>,
     /// `[batch, heads, queries]`, where wanted.
@@ -77,7 +79,7 @@ pub struct AttentionBackward {
     /// Results: score', d_score, then the value of each *term* (see [`CaptureReduction`]). The first does
     /// not depend on the cotangent. Absent where the score function is the identity.
     pub joint: Option<Program>,
-    /// `[batch, heads, queries, value_size]`.
+    /// `[batch, heads, queries, value_size]`, in the score type.
     pub output: View,
     /// `[batch, heads, queries]`.
     pub log_sum_exp: View,

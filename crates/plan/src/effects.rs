@@ -38,7 +38,8 @@ impl Kernel {
             Kernel::ScatterAdd(scatter) => vec![&scatter.output],
             Kernel::BlockMap(_) => Vec::new(),
             Kernel::AttentionForward(forward) => {
-                std::iter::once(&forward.output).chain(&forward.log_sum_exp).chain(&forward.maximum).collect()
+                let others = [&forward.unrounded, &forward.log_sum_exp, &forward.maximum];
+                std::iter::once(&forward.output).chain(others.into_iter().flatten()).collect()
             }
             Kernel::AttentionBackward(backward) => {
                 let cotangents =

@@ -256,6 +256,7 @@ impl Display for AttentionForward {
         attention(f, &self.attention)?;
         labelled(f, "score", self.score.as_ref())?;
         result(f, "output", Some(&self.output))?;
+        result(f, "unrounded output", self.unrounded.as_ref())?;
         result(f, "log_sum_exp", self.log_sum_exp.as_ref())?;
         result(f, "maximum", self.maximum.as_ref())
     }

@@ -122,10 +122,12 @@ fn looks(kernel: &Kernel) -> Vec<Look<'_>> {
         }
         Kernel::BlockMap(map) => tables(&map.tables).collect(),
         Kernel::AttentionForward(forward) => {
-            let AttentionForward { attention: common, score: _, output, log_sum_exp, maximum } = forward;
+            let AttentionForward { attention: common, score: _, output, unrounded, log_sum_exp, maximum } =
+                forward;
             let rows = log_sum_exp.iter().chain(maximum);
             attention(common)
-                .chain([value_rows(common, output)])
+                .chain([value_rows(common, output, common.dtype)])
+                .chain(unrounded.iter().map(|view| value_rows(common, view, score_dtype(common))))
                 .chain(rows.map(|v| scores(common, v)))
                 .collect()
         }
@@ -186,15 +188,18 @@ fn values<'a>(attention: &Attention, view: &'a View) -> Look<'a> {
     Look::new(view, &[key_batch, key_heads, keys, value_size], attention.dtype)
 }
 
-fn value_rows<'a>(attention: &Attention, view: &'a View) -> Look<'a> {
+fn value_rows<'a>(attention: &Attention, view: &'a View, dtype: DType) -> Look<'a> {
     let AttentionShape { batch, heads, queries, value_size, .. } = attention.shape;
-    Look::new(view, &[batch, heads, queries, value_size], attention.dtype)
+    Look::new(view, &[batch, heads, queries, value_size], dtype)
 }
 
 fn scores<'a>(attention: &Attention, view: &'a View) -> Look<'a> {
     let AttentionShape { batch, heads, queries, .. } = attention.shape;
-    let dtype = if attention.dtype == DType::F64 { DType::F64 } else { DType::F32 };
-    Look::new(view, &[batch, heads, queries], dtype)
+    Look::new(view, &[batch, heads, queries], score_dtype(attention))
+}
+
+fn score_dtype(attention: &Attention) -> DType {
+    if attention.dtype == DType::F64 { DType::F64 } else { DType::F32 }
 }
 
 fn attention(attention: &Attention) -> impl Iterator<Item = Look<'_>> {
@@ -213,7 +218,10 @@ fn backward_looks(backward: &AttentionBackward) -> Vec<Look<'_>> {
     let captures =
         backward.captures.iter().map(|capture| Look::new(&capture.view, &capture.shape, capture.dtype));
     attention(common)
-        .chain([&backward.output, &backward.output_cotangent].map(|view| value_rows(common, view)))
+        .chain([
+            value_rows(common, &backward.output, score_dtype(common)),
+            value_rows(common, &backward.output_cotangent, common.dtype),
+        ])
         .chain(rows.map(|view| scores(common, view)))
         .chain(backward.query_cotangent.iter().map(|view| queries(common, view)))
         .chain(backward.key_cotangent.iter().map(|view| keys(common, view)))

@@ -132,7 +132,7 @@ impl<S: Dispatch> Rows<S> {
             memory.read(view, super::score_dtype(dtype), &[batch, heads, queries])
         };
         let extents = [batch, heads, queries, value_size];
-        let output = matrix(&memory.read(&kernel.output, dtype, &extents)?);
+        let output = matrix(&memory.read(&kernel.output, super::score_dtype(dtype), &extents)?);
         let cotangent = matrix(&memory.read(&kernel.output_cotangent, dtype, &extents)?);
         let log_sum_exp = column(&statistic(&kernel.log_sum_exp)?);
         let log_sum_exp_cotangent =

@@ -35,17 +35,16 @@ pub(super) fn forward<S: Dispatch>(
     let shape = operands.shape;
     let score_dtype = super::score_dtype(kernel.attention.dtype);
     let rows = [shape.batch, shape.heads, shape.queries];
-    let output = memory.write(
-        &kernel.output,
-        kernel.attention.dtype,
-        &[shape.batch, shape.heads, shape.queries, shape.value_size],
-    )?;
+    let outputs = [shape.batch, shape.heads, shape.queries, shape.value_size];
+    let output = matrix(&memory.write(&kernel.output, kernel.attention.dtype, &outputs)?);
+    let unrounded = kernel.unrounded.as_ref().map(|view| memory.write(view, score_dtype, &outputs));
     let statistic = |view: &Option<_>| -> Result<Option<Strided>> {
         let array = view.as_ref().map(|view| memory.write(view, score_dtype, &rows)).transpose()?;
         Ok(array.map(|array| column(&array)))
     };
     let results = Results {
-        output: matrix(&output),
+        output,
+        unrounded: unrounded.transpose()?.map(|array| matrix(&array)),
         log_sum_exp: statistic(&kernel.log_sum_exp)?,
         maximum: statistic(&kernel.maximum)?,
     };
@@ -75,6 +74,7 @@ pub(super) fn forward<S: Dispatch>(
 
 struct Results {
     output: Strided,
+    unrounded: Option<Strided>,
     log_sum_exp: Option<Strided>,
     maximum: Option<Strided>,
 }
@@ -242,6 +242,9 @@ impl<S: Dispatch> Unit<'_, S> {
                 }
                 let place = [self.batch, self.head, query];
                 self.results.output.write_row(place, output);
+                if let Some(array) = &self.results.unrounded {
+                    array.write_row(place, output);
+                }
                 if let Some(array) = &self.results.log_sum_exp {
                     array.write_row(place, &[S::from_f64(log_sum_exp)]);
                 }

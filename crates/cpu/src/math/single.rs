@@ -133,13 +133,18 @@ pub(crate) fn log1p<M: Machine>(x: f32) -> f32 {
     log_limits(sum, finite)
 }
 
-/// Hyperbolic tangent.
+/// Hyperbolic tangent: −u / (2 + u) of u = e⁻²|ˣ| − 1, where |x| = n·log 2 / 2 + r.
 #[inline(always)]
 pub(crate) fn tanh<M: Machine>(x: f32) -> f32 {
     let magnitude = x.abs();
-    let grown = expm1::<M>(2.0 * if magnitude > 10.0 { 10.0 } else { magnitude });
-    let result = (grown / (grown + 2.0)).copysign(x);
-    if x.is_nan() || magnitude < 1e-4 { x } else { result }
+    let bounded = if magnitude > 15.0 { 15.0 } else { magnitude };
+    let shifted = M::multiply_add(bounded, -2.0 * std::f32::consts::LOG2_E, ROUNDER);
+    let r = M::multiply_add(shifted - ROUNDER, std::f32::consts::LN_2 / 2.0, bounded);
+    let tail = polynomial::<M, 5>(r, [2.0, -1.333_323_5, 0.666_660_5, -0.267_730_68, 0.089_257_28]);
+    let expm1 = M::multiply_add(r * r, tail, -2.0 * r);
+    let scale = f32::from_bits((shifted.to_bits() << 23).wrapping_add(1f32.to_bits()));
+    let u = M::multiply_add(scale, expm1, scale - 1.0);
+    (-u / (2.0 + u)).copysign(x)
 }
 
 /// 1 / (1 + e⁻ˣ).

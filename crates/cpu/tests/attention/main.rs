@@ -137,6 +137,34 @@ fn every_type() {
     }
 }
 
+/// Where few keys have all the weight, the gradient is a difference of nearly equal numbers, in which a rounded
+/// output, weight or score would show.
+#[test]
+fn gradients_of_half_types_lose_nothing_but_their_own_rounding() {
+    let masks = masks();
+    let shape = shape(1, 1, 70, 260, 64);
+    for (function, dtype) in [
+        (identity(), DType::BF16),
+        (squared(), DType::BF16),
+        (squared(), DType::F16),
+        (softcap(), DType::F16),
+    ] {
+        let mut inputs = inputs(&shape, dtype, 0, 7);
+        inputs.query.iter_mut().for_each(|x| *x *= 4.0);
+        let found = call(shape, dtype, &function, &masks[1]).run(&inputs).unwrap();
+        let truth = evaluate(&shape, 0.125, &function, &masks[1], &inputs, |x| x);
+        for ((name, found), (_, truth)) in found.named().into_iter().zip(truth.named()) {
+            let rounded: Vec<f64> = truth.iter().map(|&x| round(dtype, x)).collect();
+            let (error, allowed) = (root_mean_square(found, truth), root_mean_square(&rounded, truth));
+            assert!(
+                error <= 1.02 * allowed + 1e-5,
+                "{name} of {}, {dtype}: {error:e} > {allowed:e}",
+                function.name
+            );
+        }
+    }
+}
+
 #[test]
 fn grouped_heads_and_shared_keys_and_unequal_sizes() {
     let masks = masks();

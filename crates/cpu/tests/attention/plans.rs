@@ -64,7 +64,8 @@ pub fn numbers(dtype: DType, bytes: &[u8]) -> Vec<f64> {
 pub fn round(dtype: DType, x: f64) -> f64 {
     match dtype {
         DType::F32 => x as f32 as f64,
-        DType::BF16 => bf16::from_f64(x).to_f64(),
+        // `from_f64` does not look at the last bits of an `f32`.
+        DType::BF16 => bf16::from_f32(x as f32).to_f64(),
         DType::F16 => f16::from_f64(x).to_f64(),
         _ => x,
     }
@@ -230,13 +231,16 @@ impl Call<'_> {
 
     /// Runs forward, then backward with what forward gave.
     pub fn run(&self, inputs: &Inputs) -> Result<Results> {
-        let [output, log_sum_exp, maximum] = self.forward(inputs)?;
-        let [query, key, value, table] = self.backward(inputs, &output, &log_sum_exp)?;
+        let [output, log_sum_exp, maximum, unrounded] = self.forward(inputs)?;
+        let rounded: Vec<f64> = unrounded.iter().map(|&x| round(self.dtype, x)).collect();
+        let same = |(x, y): (&f64, &f64)| x == y || x.is_nan() && y.is_nan();
+        assert!(output.iter().zip(&rounded).all(same), "the output is the unrounded one, rounded");
+        let [query, key, value, table] = self.backward(inputs, &unrounded, &log_sum_exp)?;
         Ok(Results { output, log_sum_exp, maximum, query, key, value, table })
     }
 
-    /// Output, log-sum-exp and maximum.
-    pub fn forward(&self, inputs: &Inputs) -> Result<[Vec<f64>; 3]> {
+    /// Output, log-sum-exp, maximum and unrounded output.
+    pub fn forward(&self, inputs: &Inputs) -> Result<[Vec<f64>; 4]> {
         let AttentionShape { batch, heads, queries, value_size, .. } = self.shape;
         let kind = Kind::of(self.score_dtype());
         let mut builder = Builder::new(self.order);
@@ -248,12 +252,17 @@ impl Call<'_> {
             output: builder.output(self.dtype, &[batch, heads, queries, value_size], self.order),
             log_sum_exp: Some(builder.output(self.score_dtype(), &rows, Order::Packed)),
             maximum: Some(builder.output(self.score_dtype(), &rows, Order::Reversed)),
+            unrounded: Some(builder.output(
+                self.score_dtype(),
+                &[batch, heads, queries, value_size],
+                self.order,
+            )),
         };
         builder.plan.kernels.push(Kernel::AttentionForward(kernel));
-        Ok(builder.run(self.threads, self.isa)?.try_into().expect("three outputs"))
+        Ok(builder.run(self.threads, self.isa)?.try_into().expect("four outputs"))
     }
 
-    /// The cotangents of query, key, value and table.
+    /// The cotangents of query, key, value and table, from the unrounded output.
     pub fn backward(&self, inputs: &Inputs, output: &[f64], log_sum_exp: &[f64]) -> Result<[Vec<f64>; 4]> {
         let AttentionShape { batch, heads, key_batch, key_heads, queries, keys, head_size, value_size } =
             self.shape;
@@ -268,7 +277,7 @@ impl Call<'_> {
         let kernel = AttentionBackward {
             attention,
             joint: programs.map(|programs| (programs.build)(kind).1),
-            output: builder.input(dtype, &outputs, output),
+            output: builder.input(score_dtype, &outputs, output),
             log_sum_exp: builder.input(score_dtype, &rows, log_sum_exp),
             output_cotangent: builder.input(dtype, &outputs, &inputs.output_cotangent),
             log_sum_exp_cotangent: Some(builder.input(score_dtype, &rows, &inputs.log_sum_exp_cotangent)),

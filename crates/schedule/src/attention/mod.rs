@@ -69,7 +69,7 @@ const SCORE: usize = 4;
 const COTANGENT: usize = 5;
 
 /// The kernels of an attention: its block map where that is new, and itself. `results` are output,
-/// log-sum-exp and maximum; the first is present.
+/// log-sum-exp, maximum and (of half types) unrounded output; the first is present.
 ///
 /// # Errors
 /// Those of [`lower_region`].
@@ -92,6 +92,7 @@ pub(crate) fn lower_forward(
         attention,
         score,
         output: results[0].clone().expect("the output of attention has a place"),
+        unrounded: results.get(3).cloned().flatten(),
         log_sum_exp: results[1].clone(),
         maximum: results[2].clone(),
     }));
