@@ -1,0 +1,183 @@
+//! Attention and its gradient on `mma.sync`: any GPU from compute capability 8.0 on.
+//!
+//! Forward: one kernel. Gradient: one that sums over rows of scores first, then a pass that owns keys, one that
+//! owns queries and, for arrays whose elements are read by single pairs or at random, one that owns tiles of
+//! pairs; then small kernels that bring the sums of captured arrays to their places. A pass is only made where
+//! something asks for it.
+
+mod backward;
+mod captures;
+mod indices;
+
+use tilewright_ir::{DType, Error, ErrorKind, Result};
+use tilewright_plan::attention::{Attention, AttentionShape};
+use tilewright_plan::{AttentionForward, View};
+
+use super::FRAGMENTS;
+use super::block_map;
+use super::functions::Functions;
+use super::launch::{Launch, Lowering, Source, unsupported};
+use super::parameters::{Argument, Parameters};
+use super::tiles::{self, Needs, Pass, Tiles};
+use super::types::element;
+
+pub(super) use backward::lower as backward;
+
+const TILES: &str = include_str!("../../engines/attention/tiles.cuh");
+const FORWARD: &str = include_str!("../../engines/attention/forward.cuh");
+
+/// Lowers an attention.
+pub(super) fn forward(forward: &AttentionForward, lowering: &mut Lowering) -> Result<()> {
+    let attention = &forward.attention;
+    let AttentionShape { batch, heads, queries, .. } = attention.shape;
+    let needs = needs(attention, 1)?;
+    let tiles = choose(Pass::Forward, needs, lowering)?;
+    let mut parameters = common_parameters(attention, lowering);
+    parameters.view("output", &forward.output, attention.dtype, true);
+    optional(&mut parameters, "unrounded", forward.unrounded.as_ref(), 4, true);
+    optional(&mut parameters, "log_sum_exp", forward.log_sum_exp.as_ref(), 3, true);
+    optional(&mut parameters, "maximum", forward.maximum.as_ref(), 3, true);
+    let mut constants = common_constants(attention, &tiles);
+    constants += &constant("bool", "UNROUNDED", forward.unrounded.is_some());
+    constants += &constant("bool", "LOG_SUM_EXP", forward.log_sum_exp.is_some());
+    constants += &constant("bool", "MAXIMUM", forward.maximum.is_some());
+    let mut sites = Vec::new();
+    let mut functions = Functions {
+        text: constants,
+        parameters: &mut parameters,
+        sites: &mut sites,
+        tables: &attention.tables,
+    };
+    functions.mask(attention);
+    functions.score(forward.score.as_ref());
+    let text = functions.text;
+    let comment = format!(
+        "Attention of {} with head size {} and value size {}, in tiles of {} queries and {} keys.",
+        attention.dtype,
+        attention.shape.head_size,
+        attention.shape.value_size,
+        16 * tiles.warps,
+        tiles.columns
+    );
+    let source = Source::new("attention_forward", &comment, &parameters, &text, &[FRAGMENTS, TILES, FORWARD]);
+    lowering.program.sites.extend(sites);
+    lowering.launch(Launch {
+        source,
+        blocks: batch * heads * queries.div_ceil(16 * tiles.warps),
+        threads: 32 * tiles.warps,
+        shared_bytes: tiles.shared_bytes,
+        arguments: parameters.arguments,
+    });
+    Ok(())
+}
+
+/// What tiles depend on, of a pass that holds so many numbers of a pair at once.
+fn needs(attention: &Attention, numbers: usize) -> Result<Needs> {
+    let AttentionShape { head_size, value_size, .. } = attention.shape;
+    let element = match attention.dtype {
+        DType::BF16 | DType::F16 | DType::F32 => attention.dtype.size(),
+        DType::F64 | DType::I64 | DType::I32 | DType::U8 | DType::Bool => {
+            return Err(
+                unsupported(&format!("attention of {}", attention.dtype)).at(attention.origin.clone())
+            );
+        }
+    };
+    Ok(Needs {
+        element,
+        head_size,
+        value_size,
+        numbers,
+        masked: attention.mask.is_some(),
+        diagonals: false,
+        table_elements: 0,
+    })
+}
+
+fn choose(pass: Pass, needs: Needs, lowering: &Lowering) -> Result<Tiles> {
+    tiles::tiles(pass, needs, lowering.target.shared_bytes).ok_or_else(|| {
+        Error::new(ErrorKind::Limit { what: "the head size of attention on a GPU".into(), limit: 256 })
+    })
+}
+
+/// Sizes, inputs, block map and tables.
+fn common_parameters(attention: &Attention, lowering: &Lowering) -> Parameters {
+    let AttentionShape { batch, heads, key_batch, key_heads, queries, keys, .. } = attention.shape;
+    let mut parameters = Parameters::default();
+    for (name, value) in [
+        ("batch", batch),
+        ("heads", heads),
+        ("key_batch", key_batch),
+        ("key_heads", key_heads),
+        ("queries", queries),
+        ("keys", keys),
+    ] {
+        parameters.integer(name, value as i64);
+    }
+    parameters.field("double scale", Argument::Float(attention.scale));
+    parameters.view("query", &attention.query, attention.dtype, false);
+    parameters.view("key", &attention.key, attention.dtype, false);
+    parameters.view("value", &attention.value, attention.dtype, false);
+    match attention.block_map.and_then(|slot| lowering.block_maps[slot]) {
+        Some((map, place)) => block_map::fields(map, place, &mut parameters),
+        None => {
+            parameters.field("const unsigned char* blocks", Argument::Null);
+            for name in ["map_batch", "map_heads", "query_block", "key_block", "query_blocks", "key_blocks"] {
+                parameters.integer(name, 1);
+            }
+        }
+    }
+    parameters.tables(&attention.tables);
+    parameters.faults(lowering.program.sites.len());
+    parameters
+}
+
+/// A view of scores' type, or a null pointer.
+fn optional(parameters: &mut Parameters, name: &str, view: Option<&View>, rank: usize, writable: bool) {
+    match view {
+        Some(view) => parameters.view(name, view, DType::F32, writable),
+        None => {
+            parameters.field(format!("float* {name}"), Argument::Null);
+            parameters.integers(&format!("{name}_strides"), vec![0; rank]);
+        }
+    }
+}
+
+/// One constant of a kernel's text.
+fn constant(ty: &str, name: &str, value: impl std::fmt::Display) -> String {
+    format!("constexpr {ty} {name} = {value};\n")
+}
+
+fn common_constants(attention: &Attention, tiles: &Tiles) -> String {
+    let AttentionShape { head_size, value_size, .. } = attention.shape;
+    let mut text = format!("typedef {} Element;\n", element(attention.dtype));
+    for (name, value) in [
+        ("WARPS", tiles.warps),
+        ("COLUMNS", tiles.columns),
+        ("HEAD_SIZE", head_size),
+        ("HEAD", tiles.head),
+        ("VALUE_SIZE", value_size),
+        ("VALUE", tiles.value),
+    ] {
+        text += &constant("int", name, value);
+    }
+    text += &constant("bool", "MASKED", attention.mask.is_some());
+    for (name, view, size) in [
+        ("QUERY_VECTOR", &attention.query, head_size),
+        ("KEY_VECTOR", &attention.key, head_size),
+        ("VALUE_VECTOR", &attention.value, value_size),
+    ] {
+        text += &constant("bool", name, vectors(view, size, attention.dtype));
+    }
+    text
+}
+
+/// Whether rows can be read 16 bytes at a time; buffers begin at multiples of 16 bytes.
+fn vectors(view: &View, size: usize, dtype: DType) -> bool {
+    let once = 16 / dtype.size() as isize;
+    let (last, outer) = view.strides.split_last().expect("a view of four axes");
+    let aligned = |elements: isize| elements % once == 0;
+    *last == 1
+        && aligned(size as isize)
+        && aligned(view.offset)
+        && outer.iter().all(|&stride| aligned(stride))
+}

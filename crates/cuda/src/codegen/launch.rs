@@ -1,0 +1,181 @@
+//! Launches: what a device runs, in order.
+
+use std::sync::Arc;
+
+use tilewright_ir::{Error, ErrorKind, Result};
+use tilewright_plan::{Kernel, Plan};
+
+use super::parameters::{Argument, Parameters};
+use super::region::Site;
+use super::{ARITHMETIC, MACHINE, attention, block_map};
+
+/// A machine, as far as kernels depend on it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Target {
+    /// Compute capability: 80 for 8.0.
+    pub capability: u32,
+    /// Bytes of shared memory that a block may use.
+    pub shared_bytes: usize,
+}
+
+impl Target {
+    /// The NVIDIA A100.
+    pub const A100: Target = Target { capability: 80, shared_bytes: 163 << 10 };
+    /// The NVIDIA H100 and H200.
+    pub const HOPPER: Target = Target { capability: 90, shared_bytes: 227 << 10 };
+}
+
+/// The text of a kernel. Two launches of equal text are one compiled kernel.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Source {
+    /// The kernel's name.
+    pub entry: String,
+    /// The text after [`MACHINE`].
+    pub body: String,
+}
+
+impl Source {
+    /// A kernel's text: a comment of what it does, constants and functions, then the engine's parts.
+    pub(super) fn new(
+        entry: &str,
+        comment: &str,
+        parameters: &Parameters,
+        generated: &str,
+        engine: &[&str],
+    ) -> Arc<Source> {
+        let comment: String = comment.lines().map(|line| format!("// {line}\n")).collect();
+        let declaration = parameters.declaration();
+        let parts = [&[ARITHMETIC, &comment, &declaration, generated], engine].concat();
+        Arc::new(Source { entry: entry.into(), body: parts.join("\n") })
+    }
+
+    /// All of the text.
+    pub fn text(&self) -> String {
+        format!("{MACHINE}\n{}", self.body)
+    }
+}
+
+/// One launch of a kernel.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Launch {
+    /// The kernel.
+    pub source: Arc<Source>,
+    /// Blocks of the (one-dimensional) grid.
+    pub blocks: usize,
+    /// Threads of a block.
+    pub threads: usize,
+    /// Bytes of shared memory of a block.
+    pub shared_bytes: usize,
+    /// The fields of the kernel's parameters.
+    pub arguments: Vec<Argument>,
+}
+
+/// What is done next.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Step {
+    /// A kernel runs.
+    Launch(Launch),
+    /// Bytes of scratch memory become zero.
+    Zero {
+        /// The first.
+        place: usize,
+        /// How many.
+        bytes: usize,
+    },
+}
+
+/// A plan, as a device runs it.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Program {
+    /// What is done, in order; the number says for which of the plan's kernels.
+    pub steps: Vec<(usize, Step)>,
+    /// Bytes of scratch memory that the steps share.
+    pub scratch_bytes: usize,
+    /// What each site number in the fault word stands for.
+    pub sites: Vec<Site>,
+}
+
+/// Writes the kernels of a plan.
+///
+/// # Errors
+/// [`ErrorKind::Limit`] for what no kernel here is made for yet; see `docs/design/0003-*`.
+pub fn lower(plan: &Plan, target: Target) -> Result<Program> {
+    let mut lowering = Lowering::new(plan, target);
+    for (number, kernel) in plan.kernels.iter().enumerate() {
+        lowering.kernel = number;
+        lowering.scratch = lowering.kept;
+        match kernel {
+            Kernel::BlockMap(map) => block_map::lower(map, &mut lowering),
+            Kernel::AttentionForward(forward) => attention::forward(forward, &mut lowering)?,
+            Kernel::AttentionBackward(backward) => attention::backward(backward, &mut lowering)?,
+            Kernel::Loops(_) => return Err(unsupported("a fused loop nest")),
+            Kernel::MatMul(_) => return Err(unsupported("a matrix product")),
+            Kernel::ScatterAdd(_) => return Err(unsupported("a scattered sum")),
+            Kernel::Scan(_) => return Err(unsupported("a scan")),
+        }
+    }
+    Ok(lowering.program)
+}
+
+/// A kernel that the GPU engine has not.
+pub(super) fn unsupported(what: &str) -> Error {
+    Error::new(ErrorKind::DeviceUnavailable {
+        device: "CUDA".into(),
+        found: what.into(),
+        required: "the CPU".into(),
+    })
+}
+
+/// A program in the making.
+pub(super) struct Lowering<'a> {
+    pub program: Program,
+    pub target: Target,
+    /// The maps that the plan's kernels make, with the place of each in scratch memory.
+    pub block_maps: Vec<Option<(&'a tilewright_plan::BlockMap, usize)>>,
+    /// Which of the plan's kernels is lowered.
+    kernel: usize,
+    /// Bytes of scratch memory that live from kernel to kernel: the block maps.
+    kept: usize,
+    /// Bytes in use.
+    scratch: usize,
+}
+
+impl<'a> Lowering<'a> {
+    fn new(plan: &'a Plan, target: Target) -> Lowering<'a> {
+        let mut lowering = Lowering {
+            program: Program::default(),
+            target,
+            block_maps: vec![None; plan.block_maps],
+            kernel: 0,
+            kept: 0,
+            scratch: 0,
+        };
+        for kernel in &plan.kernels {
+            if let Kernel::BlockMap(map) = kernel {
+                let place = lowering.scratch(block_map::bytes(map));
+                lowering.block_maps[map.slot] = Some((map, place));
+            }
+        }
+        lowering.kept = lowering.scratch;
+        lowering
+    }
+
+    /// So many bytes of scratch memory for the kernel that is lowered.
+    pub fn scratch(&mut self, bytes: usize) -> usize {
+        let place = self.scratch;
+        self.scratch = (place + bytes).next_multiple_of(256);
+        self.program.scratch_bytes = self.program.scratch_bytes.max(self.scratch);
+        place
+    }
+
+    pub fn zero(&mut self, place: usize, bytes: usize) {
+        self.program.steps.push((self.kernel, Step::Zero { place, bytes }));
+    }
+
+    /// Appends a launch, unless it has nothing to do.
+    pub fn launch(&mut self, launch: Launch) {
+        if launch.blocks > 0 {
+            self.program.steps.push((self.kernel, Step::Launch(launch)));
+        }
+    }
+}

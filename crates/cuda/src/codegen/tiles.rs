@@ -1,0 +1,151 @@
+//! Which tiles fit: a search over registers and shared memory, instead of trial and error.
+//!
+//! Candidates are listed best first; the first one that fits is taken. A thread's registers are estimated as
+//! what must live at once at the fullest point of the loop, plus a fixed number for addresses, operands and the
+//! walk; the tests hold the estimate against what the compiler reports.
+
+/// What a pass of an attention needs, as far as tiles depend on it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Needs {
+    /// Bytes of an element.
+    pub element: usize,
+    /// Size of a query or key vector.
+    pub head_size: usize,
+    /// Size of a value vector.
+    pub value_size: usize,
+    /// Numbers of a pair, beside its weight, that live at once: a raw score, a cotangent, terms.
+    pub numbers: usize,
+    /// Whether a mask stands in the way of whole products: the panel for weights that are not finite.
+    pub masked: bool,
+    /// Whether terms are added along diagonals, by way of shared memory.
+    pub diagonals: bool,
+    /// Elements of tables that each warp has a copy of.
+    pub table_elements: usize,
+}
+
+/// The tiles of a pass on `mma.sync`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Tiles {
+    /// Warps of a block; each owns 16 rows.
+    pub warps: usize,
+    /// Columns of a tile.
+    pub columns: usize,
+    /// Parts that the columns of cotangents are cut into, each for a block of its own.
+    pub slices: usize,
+    /// Head size, padded.
+    pub head: usize,
+    /// Value size, padded.
+    pub value: usize,
+    /// Bytes of shared memory.
+    pub shared_bytes: usize,
+    /// Registers of a thread, estimated.
+    pub registers: usize,
+}
+
+/// Which pass the tiles are for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Pass {
+    /// Output from queries, which own the rows.
+    Forward,
+    /// Cotangents of keys and values: keys own the rows.
+    Keys,
+    /// Cotangents of queries.
+    Queries,
+    /// Terms only.
+    Pairs,
+}
+
+/// Registers of a thread that a kernel may use: above these the compiler spills.
+const REGISTERS: usize = 232;
+
+/// Registers for addresses, operands of the products and the walk.
+const OVERHEAD: usize = 88;
+
+/// Elements between the end of a tile's row and the next.
+const PADDING: usize = 8;
+
+/// The best tiles that fit into so much shared memory.
+pub fn tiles(pass: Pass, needs: Needs, shared_bytes: usize) -> Option<Tiles> {
+    let shapes = [(4, 64), (4, 32), (4, 16), (2, 32), (2, 16), (1, 16)];
+    let slices: &[usize] = if pass == Pass::Keys { &[1, 2, 4] } else { &[1] };
+    slices
+        .iter()
+        .flat_map(|&slices| shapes.map(|(warps, columns)| measured(pass, needs, warps, columns, slices)))
+        .find(|tiles| tiles.shared_bytes <= shared_bytes && tiles.registers <= REGISTERS)
+}
+
+fn measured(pass: Pass, needs: Needs, warps: usize, columns: usize, slices: usize) -> Tiles {
+    let head = needs.head_size.max(1).next_multiple_of(16 * slices);
+    let value = needs.value_size.max(1).next_multiple_of(16 * slices);
+    let rows = 16 * warps;
+    let (head_row, value_row) = (head + PADDING, value + PADDING);
+    let elements = match pass {
+        Pass::Forward => rows * head_row + columns * (head_row + value_row),
+        Pass::Keys | Pass::Queries | Pass::Pairs => (rows + columns) * (head_row + value_row),
+    };
+    let rows_of_scores = match pass {
+        Pass::Forward => 0,
+        Pass::Keys => 2 * columns,
+        Pass::Queries | Pass::Pairs => 2 * rows,
+    };
+    let panel = if needs.masked { warps * (16 * (columns + 1) + 32) } else { 0 };
+    let diagonals = if needs.diagonals { rows * (columns + 1) } else { 0 };
+    // Sums of heads: few, and rounded up to one for each of the terms.
+    let floats = rows_of_scores + panel.max(diagonals) + warps * (needs.table_elements + needs.numbers);
+    let sums = match pass {
+        Pass::Forward => value,
+        Pass::Keys => (head + value) / slices,
+        Pass::Queries => head,
+        Pass::Pairs => columns,
+    };
+    Tiles {
+        warps,
+        columns,
+        slices,
+        head,
+        value,
+        shared_bytes: elements * needs.element + 4 * floats,
+        // Half a number a thread for each column: 16 rows over 32 lanes.
+        registers: sums / 2 + columns / 2 * (1 + needs.numbers) + OVERHEAD,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn needs(element: usize, size: usize, masked: bool) -> Needs {
+        let (numbers, diagonals, table_elements) = (2, false, 0);
+        Needs { element, head_size: size, value_size: size, numbers, masked, diagonals, table_elements }
+    }
+
+    #[test]
+    fn every_head_size_up_to_256_has_tiles_on_every_gpu() {
+        // 99 KB: what a block may use on the smaller GPUs of this generation.
+        for shared_bytes in [99 << 10, 163 << 10, 227 << 10] {
+            for element in [2, 4] {
+                for size in 1..=256 {
+                    for masked in [false, true] {
+                        for pass in [Pass::Forward, Pass::Keys, Pass::Queries, Pass::Pairs] {
+                            let tiles = tiles(pass, needs(element, size, masked), shared_bytes);
+                            assert!(tiles.is_some(), "{pass:?}, {size}, {element} bytes, {shared_bytes}");
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn common_sizes_have_wide_tiles() {
+        let shape = |pass, size| {
+            let tiles = tiles(pass, needs(2, size, true), 163 << 10).unwrap();
+            (tiles.warps, tiles.columns, tiles.slices)
+        };
+        assert_eq!(shape(Pass::Forward, 64), (4, 64, 1));
+        assert_eq!(shape(Pass::Forward, 128), (4, 32, 1));
+        assert_eq!(shape(Pass::Keys, 64), (4, 32, 1));
+        assert_eq!(shape(Pass::Queries, 64), (4, 32, 1));
+        assert_eq!(shape(Pass::Keys, 256), (4, 16, 2));
+    }
+}

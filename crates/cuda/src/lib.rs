@@ -1,0 +1,7 @@
+//! The engine for NVIDIA GPUs.
+//!
+//! Two halves. [`codegen`] writes the kernels of a plan as CUDA C++ text, and says how they are launched: pure,
+//! needing no GPU. [`driver`] loads the CUDA driver and the run-time compiler where a machine has them, and runs
+//! what codegen wrote.
+
+pub mod codegen;

@@ -1,0 +1,181 @@
+// Runs kernels on the CPU, so that their text is tested without a GPU.
+//
+// Each thread of a block is a coroutine; what threads do together (barriers, shuffles, matrix products) makes
+// them wait for one another. One block runs at a time. The order in which waiting threads go on is drawn from a
+// seed: a kernel whose result depends on it has a race, and a barrier that not all threads reach is a fault.
+// Buffers and shared memory are allocations of exactly their size, so that the address sanitizer sees accesses
+// outside them.
+
+#include <ucontext.h>
+
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <string>
+#include <utility>
+#include <vector>
+
+namespace host {
+
+constexpr size_t STACK = 256 << 10;
+
+[[noreturn]] inline void fail(const char* message) {
+    fprintf(stderr, "emulator: %s\n", message);
+    exit(2);
+}
+
+struct Thread {
+    ucontext_t context;
+    std::vector<char> stack;
+    bool done = false;
+};
+
+// Threads that wait for one another, and what they exchange.
+struct Group {
+    int size = 0, arrived = 0;
+    std::vector<int> waiting;
+};
+
+struct Block {
+    std::vector<Thread> threads;
+    std::vector<int> ready;
+    Group all;
+    std::vector<Group> warps;
+    int current = 0;
+    ucontext_t scheduler;
+    unsigned char* shared = nullptr;
+    long long index = 0, count = 0;
+    void (*kernel)(const void*) = nullptr;
+    const void* parameters = nullptr;
+    unsigned long long random = 1;
+};
+
+inline Block block;
+
+inline unsigned long long next_random() {
+    block.random ^= block.random << 13;
+    block.random ^= block.random >> 7;
+    block.random ^= block.random << 17;
+    return block.random;
+}
+
+inline int lane() { return block.current % 32; }
+inline Group& warp() { return block.warps[block.current / 32]; }
+
+inline void suspend() {
+    int me = block.current;
+    swapcontext(&block.threads[me].context, &block.scheduler);
+}
+
+// Waits until all of a group have come; the last does `work` before the others go on.
+template <typename F>
+void meet(Group& group, F work) {
+    int me = block.current;
+    group.arrived += 1;
+    if (group.arrived < group.size) {
+        group.waiting.push_back(me);
+        suspend();
+        return;
+    }
+    work();
+    group.arrived = 0;
+    block.ready.insert(block.ready.end(), group.waiting.begin(), group.waiting.end());
+    group.waiting.clear();
+}
+
+inline void enter() {
+    block.kernel(block.parameters);
+    block.threads[block.current].done = true;
+    suspend();
+}
+
+inline void run_block(void (*kernel)(const void*), const void* parameters, long long index, long long count,
+                      int threads, size_t shared_bytes) {
+    block.kernel = kernel;
+    block.parameters = parameters;
+    block.index = index;
+    block.count = count;
+    if ((int)block.threads.size() < threads) block.threads.resize(threads);
+    block.shared = (unsigned char*)aligned_alloc(1024, (shared_bytes + 1023) / 1024 * 1024 + 1024);
+    // Garbage: shared memory begins with anything.
+    memset(block.shared, 0xff, shared_bytes);
+    block.all = Group{threads};
+    block.warps.assign((threads + 31) / 32, Group{32});
+    block.ready.clear();
+    for (int i = threads - 1; i >= 0; --i) {
+        Thread& thread = block.threads[i];
+        thread.done = false;
+        thread.stack.resize(STACK);
+        getcontext(&thread.context);
+        thread.context.uc_stack.ss_sp = thread.stack.data();
+        thread.context.uc_stack.ss_size = STACK;
+        thread.context.uc_link = nullptr;
+        makecontext(&thread.context, enter, 0);
+        block.ready.push_back(i);
+    }
+    while (!block.ready.empty()) {
+        size_t which = next_random() % block.ready.size();
+        block.current = block.ready[which];
+        block.ready[which] = block.ready.back();
+        block.ready.pop_back();
+        swapcontext(&block.scheduler, &block.threads[block.current].context);
+    }
+    for (int i = 0; i < threads; ++i) {
+        if (!block.threads[i].done) fail("a thread waits for others that never come");
+    }
+    free(block.shared);
+}
+
+struct Kernel {
+    const char* name;
+    void (*run)(const void*);
+};
+
+template <typename T>
+T read(FILE* file) {
+    T x;
+    if (fread(&x, sizeof x, 1, file) != 1) fail("the input ends early");
+    return x;
+}
+
+// Reads buffers and steps from a file, runs these, and writes the buffers back to another.
+inline int run_file(const Kernel* kernels, size_t kernel_count, int argc, char** argv) {
+    if (argc != 4) fail("usage: kernels INPUT OUTPUT SEED");
+    FILE* file = fopen(argv[1], "rb");
+    if (!file) fail("the input cannot be read");
+    block.random = strtoull(argv[3], nullptr, 10) * 2654435761u + 88172645463325252ull;
+    std::vector<std::pair<unsigned char*, size_t>> buffers(read<long long>(file));
+    for (auto& [data, size] : buffers) {
+        size = read<long long>(file);
+        data = (unsigned char*)malloc(size);
+        if (size && fread(data, 1, size, file) != size) fail("the input ends early");
+    }
+    for (long long steps = read<long long>(file); steps > 0; --steps) {
+        long long kernel = read<long long>(file);
+        if (kernel < 0) {
+            long long buffer = read<long long>(file), place = read<long long>(file), bytes = read<long long>(file);
+            memset(buffers[buffer].first + place, 0, bytes);
+            continue;
+        }
+        if (kernel >= (long long)kernel_count) fail("no such kernel");
+        long long blocks = read<long long>(file), threads = read<long long>(file), shared = read<long long>(file);
+        std::vector<unsigned long long> parameters(read<long long>(file));
+        for (auto& word : parameters) {
+            long long buffer = read<long long>(file), value = read<long long>(file);
+            word = buffer < 0 ? value : (unsigned long long)(buffers[buffer].first + value);
+        }
+        for (long long index = 0; index < blocks; ++index) {
+            run_block(kernels[kernel].run, parameters.data(), index, blocks, threads, shared);
+        }
+    }
+    fclose(file);
+    file = fopen(argv[2], "wb");
+    for (auto& [data, size] : buffers) {
+        if (size && fwrite(data, 1, size, file) != size) fail("the output cannot be written");
+        free(data);
+    }
+    return fclose(file) == 0 ? 0 : 2;
+}
+
+}  // namespace host

@@ -1,0 +1,182 @@
+//! Runs lowered plans on the CPU: the kernels' own text, compiled by the system's C++ compiler against an
+//! emulation of the machine (`emulator.hpp`, `machine.hpp`).
+//!
+//! A run is done twice, with the threads of each block in two different random orders, and under the address
+//! and undefined-behaviour sanitizers: equal bits say that no kernel has a race that the orders tell apart.
+
+use std::collections::HashMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use tilewright_cuda::codegen::{Argument, Program, Source, Step};
+use tilewright_plan::{Place, Plan};
+
+/// What the C++ compiler is called.
+const COMPILER: &str = "c++";
+
+/// Whether there is a C++ compiler; says so where there is none.
+pub fn available() -> bool {
+    let found = Command::new(COMPILER).arg("--version").output().is_ok_and(|output| output.status.success());
+    if !found {
+        eprintln!("skipped: there is no `{COMPILER}` to run kernels on the CPU with");
+    }
+    found
+}
+
+/// Programs compiled together: each kernel's text once.
+pub struct Kernels {
+    numbers: HashMap<Source, usize>,
+    folder: PathBuf,
+}
+
+impl Kernels {
+    /// Compiles all kernels of some programs.
+    pub fn compile<'a>(programs: impl IntoIterator<Item = &'a Program>) -> Kernels {
+        static NEXT: AtomicUsize = AtomicUsize::new(0);
+        let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!(
+            "kernels-{}-{}",
+            std::process::id(),
+            NEXT.fetch_add(1, Ordering::Relaxed)
+        ));
+        fs::create_dir_all(&folder).unwrap();
+        let mut numbers = HashMap::new();
+        let mut sources = Vec::new();
+        for (_, step) in programs.into_iter().flat_map(|program| &program.steps) {
+            let Step::Launch(launch) = step else { continue };
+            numbers.entry((*launch.source).clone()).or_insert_with(|| {
+                sources.push(launch.source.clone());
+                sources.len() - 1
+            });
+        }
+        let host = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/host");
+        let mut text = format!("#include \"{}\"\n", host.join("machine.hpp").display());
+        for (number, source) in sources.iter().enumerate() {
+            text += &format!("namespace kernel_{number} {{\n{}\n}}\n", source.body);
+        }
+        text += "static const host::Kernel kernels[] = {\n";
+        for (number, source) in sources.iter().enumerate() {
+            let entry = &source.entry;
+            text += &format!(
+                "    {{\"{entry}\", [](const void* p) {{ kernel_{number}::{entry}(*(const \
+                 kernel_{number}::Parameters*)p); }}}},\n"
+            );
+        }
+        text += "};\nint main(int argc, char** argv) {\n    return host::run_file(kernels, sizeof kernels / sizeof \
+                 *kernels, argc, argv);\n}\n";
+        fs::write(folder.join("kernels.cpp"), text).unwrap();
+        let sanitizers =
+            ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "--param=asan-stack=0"];
+        let output = Command::new(COMPILER)
+            .args(["-std=c++17", "-O1", "-ffp-contract=off", "-w"])
+            .args(sanitizers)
+            .args(["-o", "kernels", "kernels.cpp"])
+            .current_dir(&folder)
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        Kernels { numbers, folder }
+    }
+
+    /// Runs a program on inputs; gives the outputs, and the fault word.
+    pub fn run(&self, plan: &Plan, program: &Program, inputs: &[Vec<u8>]) -> (Vec<Vec<u8>>, u64) {
+        let runs = [1, 2].map(|seed| self.run_ordered(plan, program, inputs, seed));
+        assert!(runs[0] == runs[1], "the result depends on the order of threads");
+        let [run, _] = runs;
+        run
+    }
+
+    fn run_ordered(
+        &self,
+        plan: &Plan,
+        program: &Program,
+        inputs: &[Vec<u8>],
+        seed: u64,
+    ) -> (Vec<Vec<u8>>, u64) {
+        let mut outputs: Vec<usize> = Vec::new();
+        let mut buffers: Vec<Vec<u8>> = Vec::new();
+        for buffer in &plan.buffers {
+            let bytes = buffer.elements * buffer.dtype.size();
+            buffers.push(match &buffer.place {
+                Place::Input(input) => inputs[*input][..bytes].to_vec(),
+                Place::Constant(literal) => literal.bytes().to_vec(),
+                // Garbage, which must not survive.
+                Place::Output(_) | Place::Arena(_) => vec![0xff; bytes],
+            });
+            if let Place::Output(output) = buffer.place {
+                outputs.resize(outputs.len().max(output + 1), 0);
+                outputs[output] = buffers.len() - 1;
+            }
+        }
+        let scratch = buffers.len() as i64;
+        buffers.push(vec![0xff; program.scratch_bytes]);
+        let fault = scratch + 1;
+        buffers.push(vec![0xff; 8]);
+
+        let mut file: Vec<u8> = Vec::new();
+        let word = |x: i64, file: &mut Vec<u8>| file.extend(x.to_le_bytes());
+        word(buffers.len() as i64, &mut file);
+        for buffer in &buffers {
+            word(buffer.len() as i64, &mut file);
+            file.extend(buffer);
+        }
+        word(program.steps.len() as i64, &mut file);
+        for (_, step) in &program.steps {
+            match step {
+                Step::Zero { place, bytes } => {
+                    for x in [-1, scratch, *place as i64, *bytes as i64] {
+                        word(x, &mut file);
+                    }
+                }
+                Step::Launch(launch) => {
+                    let kernel = self.numbers[&*launch.source];
+                    let sizes = [kernel, launch.blocks, launch.threads, launch.shared_bytes];
+                    for x in sizes {
+                        word(x as i64, &mut file);
+                    }
+                    word(launch.arguments.len() as i64, &mut file);
+                    for argument in &launch.arguments {
+                        let (buffer, value) = match *argument {
+                            Argument::Buffer { buffer, bytes } => (buffer.0 as i64, bytes as i64),
+                            Argument::Scratch(place) => (scratch, place as i64),
+                            Argument::Fault => (fault, 0),
+                            Argument::Integer(x) => (-1, x),
+                            Argument::Float(x) => (-1, x.to_bits() as i64),
+                            Argument::Null => (-1, 0),
+                        };
+                        word(buffer, &mut file);
+                        word(value, &mut file);
+                    }
+                }
+            }
+        }
+        let [input, output] = ["input", "output"].map(|name| self.folder.join(format!("{name}-{seed}")));
+        fs::write(&input, file).unwrap();
+        let run = Command::new(self.folder.join("kernels"))
+            .args([&input, &output])
+            .arg(seed.to_string())
+            .env("ASAN_OPTIONS", "detect_stack_use_after_return=0:detect_leaks=0")
+            .output()
+            .unwrap();
+        assert!(run.status.success(), "{}", String::from_utf8_lossy(&run.stderr));
+        let bytes = fs::read(&output).unwrap();
+        let mut found = Vec::new();
+        let mut start = 0;
+        for buffer in &buffers {
+            found.push(bytes[start..start + buffer.len()].to_vec());
+            start += buffer.len();
+        }
+        let fault = u64::from_le_bytes(found.pop().unwrap().try_into().unwrap());
+        (outputs.iter().map(|&buffer| found[buffer].clone()).collect(), fault)
+    }
+}
+
+impl Drop for Kernels {
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            // What cannot be removed is overwritten or left: it is in the build's own folder.
+            let _ = fs::remove_dir_all(&self.folder);
+        }
+    }
+}
