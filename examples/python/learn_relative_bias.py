@@ -112,7 +112,7 @@ def train(steps: int, out: Path, length: int = 128, size: int = 8) -> list[float
     learned = torch.cat([parameter.detach() for name, parameter in model.named_parameters() if name.endswith(".bias")
                          and parameter.shape == (4, length)])
     tilewright.heat_map(
-        out / "relative_bias.png", "learned bias", "distance", "layer and head", learned.tolist()
+        out / "relative_bias.png", "learned bias", "distance", "layer and head", learned
     )
     return losses
 

@@ -1,13 +1,17 @@
-//! Tensors of Python as the compiler sees them: an address, a shape, strides, an element type.
+//! Arrays of Python as the compiler sees them: an address, a shape, strides, an element type.
 
 use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyDict, PyTuple};
 use tilewright::pipeline::Layout;
-use tilewright_ir::{DType, Type};
+use tilewright_ir::{DType, Error, ErrorKind, Scalar, Type};
 
-/// A tensor in somebody else's memory.
+use crate::array::Array;
+use crate::dlpack::{self, DlTensor, ElementType};
+use crate::raise;
+
+/// An array in somebody else's memory.
 pub struct Tensor {
     address: usize,
     /// All else.
@@ -25,17 +29,71 @@ pub struct Form {
     pub strides: Vec<isize>,
 }
 
-/// PyTorch's element types, looked up once.
-static TORCH_TYPES: PyOnceLock<Vec<(Py<PyAny>, DType)>> = PyOnceLock::new();
-
-fn torch_types(py: Python<'_>) -> PyResult<&Vec<(Py<PyAny>, DType)>> {
-    TORCH_TYPES.get_or_try_init(py, || {
-        let torch = py.import("torch")?;
-        DType::ALL.iter().map(|&dtype| Ok((torch.getattr(torch_name(dtype))?.unbind(), dtype))).collect()
-    })
+/// Arrays that were lent for a call, and what keeps their memory alive.
+pub struct Borrowed<'py> {
+    /// Their addresses and forms.
+    pub tensors: Vec<Tensor>,
+    _arrays: Vec<Bound<'py, PyAny>>,
+    _lent: Vec<Bound<'py, PyAny>>,
 }
 
-fn torch_name(dtype: DType) -> &'static str {
+/// Borrows arrays of any library, all in the host's memory.
+///
+/// # Errors
+/// `DType` and `DeviceUnavailable`, and what the arrays' library raises.
+pub fn borrow<'py>(arrays: Vec<Bound<'py, PyAny>>) -> PyResult<Borrowed<'py>> {
+    let mut tensors = Vec::with_capacity(arrays.len());
+    let mut lent = Vec::new();
+    for array in &arrays {
+        let (tensor, capsule) = dlpack::with_tensor(array, |tensor| Tensor::of(array.py(), tensor))?;
+        tensors.push(tensor);
+        lent.extend(capsule);
+    }
+    Ok(Borrowed { tensors, _arrays: arrays, _lent: lent })
+}
+
+/// New packed arrays of these types, and their memory: tensors of PyTorch where its `empty` is given, else our own.
+///
+/// # Errors
+/// `OutOfMemory`, and what PyTorch raises.
+pub fn allocate<'py>(
+    py: Python<'py>,
+    empty: Option<&Bound<'py, PyAny>>,
+    types: &[Type],
+) -> PyResult<(Vec<Bound<'py, PyAny>>, Vec<Tensor>)> {
+    let one = |ty: &Type| match empty {
+        Some(empty) => empty_torch(py, empty, ty),
+        None => {
+            let array = Array::new(ty).map_err(|error| raise(py, error))?;
+            let tensor = Tensor { address: array.address(), form: Form::packed(ty) };
+            Ok((Bound::new(py, array)?.into_any(), tensor))
+        }
+    };
+    Ok(types.iter().map(one).collect::<PyResult<Vec<_>>>()?.into_iter().unzip())
+}
+
+/// PyTorch's element types, in the order of [`DType::ALL`], looked up once.
+static TORCH_TYPES: PyOnceLock<Vec<Py<PyAny>>> = PyOnceLock::new();
+
+fn empty_torch<'py>(
+    py: Python<'py>,
+    empty: &Bound<'py, PyAny>,
+    ty: &Type,
+) -> PyResult<(Bound<'py, PyAny>, Tensor)> {
+    let types = TORCH_TYPES.get_or_try_init(py, || {
+        let torch = py.import("torch")?;
+        DType::ALL.iter().map(|&dtype| Ok(torch.getattr(long_name(dtype))?.unbind())).collect::<PyResult<_>>()
+    })?;
+    let place = DType::ALL.iter().position(|&dtype| dtype == ty.dtype).expect("every element type is listed");
+    let options = PyDict::new(py);
+    options.set_item(intern!(py, "dtype"), &types[place])?;
+    let tensor = empty.call((PyTuple::new(py, &ty.shape)?,), Some(&options))?;
+    let address = tensor.call_method0(intern!(py, "data_ptr"))?.extract()?;
+    Ok((tensor, Tensor { address, form: Form::packed(ty) }))
+}
+
+/// The name that array libraries have for an element type.
+pub fn long_name(dtype: DType) -> &'static str {
     match dtype {
         DType::F64 => "float64",
         DType::F32 => "float32",
@@ -48,34 +106,24 @@ fn torch_name(dtype: DType) -> &'static str {
     }
 }
 
-/// The element type of a tensor of PyTorch.
-fn torch_type(tensor: &Bound<'_, PyAny>) -> PyResult<DType> {
-    let py = tensor.py();
-    let dtype = tensor.getattr(intern!(py, "dtype"))?;
-    let known = torch_types(py)?.iter().find(|(known, _)| known.is(&dtype));
-    known.map(|&(_, dtype)| dtype).ok_or_else(|| {
-        let message = format!("a tensor of element type {dtype} is not supported");
-        crate::raise(py, tilewright_ir::Error::argument("input", message))
-    })
-}
-
-/// A new packed tensor of PyTorch, and its memory.
-pub fn empty_torch<'py>(
-    py: Python<'py>,
-    empty: &Bound<'py, PyAny>,
-    ty: &Type,
-) -> PyResult<(Bound<'py, PyAny>, Tensor)> {
-    let (dtype, _) =
-        torch_types(py)?.iter().find(|(_, dtype)| *dtype == ty.dtype).expect("every element type is listed");
-    let options = PyDict::new(py);
-    options.set_item(intern!(py, "dtype"), dtype)?;
-    let tensor = empty.call((PyTuple::new(py, &ty.shape)?,), Some(&options))?;
-    let address = tensor.call_method0(intern!(py, "data_ptr"))?.extract()?;
-    Ok((tensor, Tensor { address, form: Form::packed(ty) }))
+/// DLPack's name of an element type.
+pub fn element_type(dtype: DType) -> ElementType {
+    let (code, bits) = match dtype {
+        DType::F64 => (2, 64),
+        DType::F32 => (2, 32),
+        DType::BF16 => (4, 16),
+        DType::F16 => (2, 16),
+        DType::I64 => (0, 64),
+        DType::I32 => (0, 32),
+        DType::U8 => (1, 8),
+        DType::Bool => (6, 8),
+    };
+    ElementType { code, bits, lanes: 1 }
 }
 
 impl Form {
-    fn packed(ty: &Type) -> Form {
+    /// The form of packed elements.
+    pub fn packed(ty: &Type) -> Form {
         let Layout { strides, .. } = Layout::packed(&ty.shape);
         Form { dtype: ty.dtype, shape: ty.shape.clone(), strides }
     }
@@ -83,16 +131,6 @@ impl Form {
     /// The type of the elements and their shape.
     pub fn ty(&self) -> Type {
         Type::new(self.dtype, self.shape.clone())
-    }
-
-    /// Whether the elements stand one after the other in row-major order.
-    pub fn is_packed(&self) -> bool {
-        let mut expected = 1;
-        self.shape.iter().zip(&self.strides).rev().all(|(&extent, &stride)| {
-            let fits = extent <= 1 || stride == expected;
-            expected *= extent as isize;
-            fits
-        })
     }
 
     /// How the elements lie within [`Tensor::bytes`].
@@ -110,17 +148,31 @@ impl Form {
 }
 
 impl Tensor {
-    /// A tensor of PyTorch that lives on the CPU.
-    pub fn of_torch(tensor: &Bound<'_, PyAny>) -> PyResult<Tensor> {
-        let py = tensor.py();
-        Ok(Tensor {
-            address: tensor.call_method0(intern!(py, "data_ptr"))?.extract()?,
-            form: Form {
-                dtype: torch_type(tensor)?,
-                shape: numbers(&tensor.getattr(intern!(py, "shape"))?)?,
-                strides: numbers(&tensor.call_method0(intern!(py, "stride"))?)?,
-            },
-        })
+    fn of(py: Python<'_>, tensor: &DlTensor) -> PyResult<Tensor> {
+        if !tensor.is_on_host() {
+            return Err(raise(
+                py,
+                Error::new(ErrorKind::DeviceUnavailable {
+                    device: "cpu".into(),
+                    found: format!("an array on DLPack device {}", tensor.device.kind),
+                    required: "an array in the host's memory".into(),
+                }),
+            ));
+        }
+        let dtype = DType::ALL.into_iter().find(|&dtype| element_type(dtype) == tensor.element);
+        let dtype = dtype.ok_or_else(|| {
+            let ElementType { code, bits, .. } = tensor.element;
+            let message = format!("DLPack element type {code} of {bits} bits is not supported");
+            raise(py, Error::argument("input", message))
+        })?;
+        // SAFETY: the structure is as its producer filled it, a moment ago.
+        let (shape, strides) = unsafe { (tensor.shape(), tensor.strides()) };
+        let shape: Vec<usize> = shape.iter().map(|&extent| extent as usize).collect();
+        let strides = match strides {
+            Some(strides) => strides.iter().map(|&stride| stride as isize).collect(),
+            None => Layout::packed(&shape).strides,
+        };
+        Ok(Tensor { address: tensor.address(), form: Form { dtype, shape, strides } })
     }
 
     /// The memory between its least and greatest element.
@@ -138,6 +190,31 @@ impl Tensor {
         unsafe { std::slice::from_raw_parts(start as *const u8, (high - low + 1) as usize * size) }
     }
 
+    /// The elements in row-major order, as `f64`.
+    ///
+    /// # Safety
+    /// As [`Tensor::bytes`].
+    pub unsafe fn numbers(&self) -> Vec<f64> {
+        let Form { dtype, shape, strides } = &self.form;
+        // SAFETY: the caller's promise.
+        let bytes = unsafe { self.bytes() };
+        let start = self.form.layout().offset;
+        let packed = Layout::packed(shape).strides;
+        (0..shape.iter().product())
+            .map(|number: usize| {
+                let position = |axis: usize| number as isize / packed[axis] % shape[axis] as isize;
+                let place =
+                    start + (0..shape.len()).map(|axis| position(axis) * strides[axis]).sum::<isize>();
+                let size = dtype.size();
+                match Scalar::from_bytes(*dtype, &bytes[place as usize * size..][..size]) {
+                    Scalar::Float(number) => number,
+                    Scalar::Integer(number) => number as f64,
+                    Scalar::Bool(truth) => f64::from(u8::from(truth)),
+                }
+            })
+            .collect()
+    }
+
     /// The memory of a packed tensor, to be written.
     ///
     /// # Safety
@@ -150,12 +227,4 @@ impl Tensor {
         // SAFETY: a packed tensor's elements fill these bytes; the caller vouches for the rest.
         unsafe { std::slice::from_raw_parts_mut(self.address as *mut u8, self.form.ty().bytes()) }
     }
-}
-
-/// The numbers of a tuple.
-fn numbers<'py, T>(tuple: &Bound<'py, PyAny>) -> PyResult<Vec<T>>
-where
-    T: for<'a> FromPyObject<'a, 'py, Error: Into<PyErr>>,
-{
-    tuple.cast::<PyTuple>()?.iter_borrowed().map(|number| number.extract().map_err(Into::into)).collect()
 }

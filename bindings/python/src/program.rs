@@ -111,19 +111,22 @@ fn compile(program: &str, inputs: Vec<Form>) -> Result<Runnable> {
     Ok(Runnable { inputs, program, results, small })
 }
 
-/// The graph of a program for inputs of these types: a text with `$n` for the type of input n, or `vjp:` and flags in
-/// front of one, for its derivative.
+/// The graph of a program for inputs of these types: a text with `$n` for the type of input n, or a derivative of one,
+/// `vjp:<wanted>:<present>:<program>` or `grad:<wanted>:<result>:<program>`, as `tilewright/_program.py` has it.
 fn graph_of(program: &str, types: &[Type]) -> Result<Graph> {
-    let Some(rest) = program.strip_prefix("vjp:") else {
+    if program.starts_with("graph") {
         return parse(&with_types(program, types)?);
-    };
-    let malformed = || Error::argument("program", "vjp:<wanted>:<present>:<program> expected");
-    let mut parts = rest.splitn(3, ':');
-    let wanted = flags(parts.next().ok_or_else(malformed)?);
-    let present = flags(parts.next().ok_or_else(malformed)?);
-    let inner = parts.next().ok_or_else(malformed)?;
-    let given = types.get(..wanted.len()).ok_or_else(malformed)?;
-    derivative(&graph_of(inner, given)?, &wanted, &present)
+    }
+    let malformed = || Error::argument("program", "a prefix, `graph(…)` or a mask expected");
+    let parts: Vec<&str> = program.splitn(4, ':').collect();
+    let &[prefix, wanted, argument, inner] = parts.as_slice() else { return Err(malformed()) };
+    let wanted = flags(wanted);
+    let graph = graph_of(inner, types.get(..wanted.len()).ok_or_else(malformed)?)?;
+    match prefix {
+        "vjp" => derivative(&graph, &wanted, &flags(argument)),
+        "grad" => with_gradients(graph, &wanted, argument.parse().map_err(|_| malformed())?),
+        _ => Err(malformed()),
+    }
 }
 
 fn flags(text: &str) -> Vec<bool> {
@@ -145,21 +148,45 @@ fn derivative(graph: &Graph, wanted: &[bool], present: &[bool]) -> Result<Graph>
     let results = whole.inline(graph, &inputs)?;
     let seeds: Vec<(Value, Value)> =
         results.iter().zip(present).filter(|(_, flag)| **flag).map(|(&r, _)| r).zip(cotangents).collect();
-    let targets: Vec<Value> = inputs.iter().zip(wanted).filter(|(_, flag)| **flag).map(|(&x, _)| x).collect();
-    let gradients = reverse(&mut whole, &seeds, &targets)?;
-    let gradients = targets
-        .iter()
-        .zip(gradients)
-        .map(|(&target, gradient)| match gradient {
-            Some(gradient) => Ok(gradient),
-            None => {
-                let ty = whole.ty(target).clone();
-                whole.splat(&ty, 0.0)
-            }
-        })
-        .collect::<Result<Vec<Value>>>()?;
+    let gradients = gradients(&mut whole, &seeds, &inputs, wanted)?;
     whole.set_results(gradients);
     substitute(&whole, &results, &saved)
+}
+
+/// A graph with the gradients of one of its results, one number, as further results.
+fn with_gradients(mut graph: Graph, wanted: &[bool], result: usize) -> Result<Graph> {
+    let found = graph.results().len();
+    let loss = *graph.results().get(result).ok_or_else(|| Error::shape("results", result + 1, found))?;
+    let ty = graph.ty(loss).clone();
+    if !ty.shape.is_empty() || !ty.dtype.is_float() {
+        return Err(Error::argument("function", format!("a result that is one float expected, {ty} found")));
+    }
+    let one = graph.splat(&ty, 1.0)?;
+    let inputs = graph.parameters().to_vec();
+    let gradients = gradients(&mut graph, &[(loss, one)], &inputs, wanted)?;
+    let results = graph.results().iter().copied().chain(gradients).collect();
+    graph.set_results(results);
+    Ok(graph)
+}
+
+/// The gradients with respect to the wanted inputs; zeros where a result does not depend on one.
+fn gradients(
+    graph: &mut Graph,
+    seeds: &[(Value, Value)],
+    inputs: &[Value],
+    wanted: &[bool],
+) -> Result<Vec<Value>> {
+    let targets: Vec<Value> = inputs.iter().zip(wanted).filter(|(_, flag)| **flag).map(|(&x, _)| x).collect();
+    let found = reverse(graph, seeds, &targets)?;
+    let zeros = |graph: &mut Graph, target: Value| {
+        let ty = graph.ty(target).clone();
+        graph.splat(&ty, 0.0)
+    };
+    targets
+        .iter()
+        .zip(found)
+        .map(|(&target, gradient)| gradient.map_or_else(|| zeros(graph, target), Ok))
+        .collect()
 }
 
 /// The graph with each value of `old` read as the one of `new` at its place.

@@ -131,7 +131,7 @@ def test_operator_is_well_registered() -> None:
 
     q, k, v = (torch.randn(1, 2, 5, 4, requires_grad=True) for _ in range(3))
     bias = torch.randn(2, 9, requires_grad=True)
-    program, captures = _program.attention(q, lambda s, b, h, i, j: s + bias[h, i - j + 4], None, 0.5)
+    program, captures = _program.attention(q, k, v, lambda s, b, h, i, j: s + bias[h, i - j + 4], None, 0.5)
     torch.library.opcheck(torch.ops.tilewright.call.default, ([q, k, v, *captures], program))
 
 

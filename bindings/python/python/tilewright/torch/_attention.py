@@ -10,11 +10,13 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import AuxOutput, AuxRequest
 from torch.nn.attention.flex_attention import BlockMask as TorchBlockMask
 
-from tilewright._errors import ArgumentError, DTypeError, ShapeError
+from tilewright._errors import ArgumentError, ShapeError
+from tilewright._program import check_attention
 from tilewright.torch import _compile, _program
 from tilewright.torch._block_mask import resolve
 from tilewright.torch._operator import call
 from tilewright.torch._program import ScoreMod
+from tilewright.torch._values import parse_kind
 
 __all__ = ["AuxOutput", "AuxRequest", "flex_attention"]
 
@@ -111,7 +113,8 @@ def flex_attention(
     """
     if return_lse and return_aux is not None:
         raise ArgumentError("return_lse: give return_aux=AuxRequest(lse=True) alone")
-    _check(query, key, value, enable_gqa)
+    kinds = ["f32"] * 3 if torch.is_autocast_enabled("cpu") else [parse_kind(x.dtype) for x in (query, key, value)]
+    check_attention(query, key, value, kinds, enable_gqa)
     scale = 1.0 / math.sqrt(query.shape[-1]) if scale is None else float(scale)
     with_lse = return_lse or (return_aux is not None and return_aux.lse)
     with_max = return_aux is not None and return_aux.max_scores
@@ -125,10 +128,10 @@ def flex_attention(
             _check_mask(query, key, block_mask)
             mask_mod = resolve(block_mask)
         query, key, value = _autocast(query, key, value)
-        # The derivative reads the log-sum-exp: it is a result wherever there may be one.
-        wanted = "%out, %lse" if with_lse or torch.is_grad_enabled() else "%out"
-        wanted += ", %max" if with_max else ""
-        program, captures = _program.attention(query, score_mod, mask_mod, scale, wanted)
+        wanted = _program.attention_results(
+            query.dtype, lse=with_lse, maximum=with_max, derivative=torch.is_grad_enabled()
+        )
+        program, captures = _program.attention(query, key, value, score_mod, mask_mod, scale, wanted)
         out, *statistics = call([query, key, value, *captures], program)
         lse = statistics[0] if with_lse else None
         maximum = statistics[-1] if with_max else None
@@ -142,26 +145,6 @@ def _autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
         return tensors
     dtype = torch.get_autocast_dtype("cpu")
     return tuple(tensor.to(dtype) for tensor in tensors)
-
-
-def _check(query: Tensor, key: Tensor, value: Tensor, enable_gqa: bool) -> None:
-    named = (("query", query), ("key", key), ("value", value))
-    for name, tensor in named:
-        if tensor.dim() != 4:
-            raise ShapeError(f"{name}: 4 axes [batch, heads, length, size] expected, {list(tensor.shape)} found")
-    if not torch.is_autocast_enabled("cpu"):
-        for name, tensor in named:
-            if not tensor.is_floating_point():
-                raise DTypeError(f"{name}: a float type expected, {tensor.dtype} found")
-            if tensor.dtype != query.dtype:
-                raise DTypeError(f"{name}: {query.dtype} as query expected, {tensor.dtype} found")
-    heads, key_heads = query.shape[1], key.shape[1]
-    if not enable_gqa and heads != key_heads:
-        raise ShapeError(
-            f"key: axis 1: {heads} heads as query expected, {key_heads} found; set enable_gqa=True for grouped heads"
-        )
-    if key_heads == 0 or heads % key_heads != 0:
-        raise ShapeError(f"key: axis 1: a divisor of query's {heads} heads expected, {key_heads} found")
 
 
 def _check_mask(query: Tensor, key: Tensor, block_mask: TorchBlockMask) -> None:

@@ -97,9 +97,8 @@ def block_kinds(mask_mod: MaskMod, B: int, H: int, queries: int, keys: int, bloc
     """``[B, H, query blocks, key blocks]`` bytes: 0 empty, 1 partial, 2 full."""
     program, captures = _program.mask(mask_mod)
     shape = (B, H, -(-queries // block[0]), -(-keys // block[1]))
-    result = torch.empty(shape, dtype=torch.uint8)
-    _native.block_kinds(program, captures, result, (queries, keys), block)
-    return result
+    kinds = _native.block_kinds(program, captures, (B, H), (queries, keys), block)
+    return torch.frombuffer(bytearray(kinds), dtype=torch.uint8).view(shape) if kinds else torch.empty(shape, dtype=torch.uint8)
 
 
 def create_block_mask(

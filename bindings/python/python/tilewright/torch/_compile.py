@@ -126,10 +126,13 @@ def _replace(graph: fx.Graph, node: fx.Node) -> None:
             table.meta["example_value"] = example
             nodes[id(example)] = table
             mask_function = from_table(example, (_example(blocks[-3]), _example(blocks[-2])), mask_function)
-        program, captures = _program.attention(_example(query), score_function, mask_function, float(_example(scale)))
+        q, k, v = (_example(operand) for operand in (query, key, value))
+        program, captures = _program.attention(q, k, v, score_function, mask_function, float(_example(scale)))
         inputs = [query, key, value, *(nodes[id(capture)] for capture in captures)]
         call = graph.call_function(torch.ops.tilewright.call.default, (inputs, program))
-        call.meta["example_value"] = list(node.meta["example_value"])
+        out, lse, maximum = node.meta["example_value"]
+        unrounded = [out.to(lse.dtype)] * (out.dtype.itemsize == 2)
+        call.meta["example_value"] = [out, lse, maximum, *unrounded]
         out = graph.call_function(_pick, (call, 0))
         statistics = [graph.call_function(_in_base_two, (graph.call_function(_pick, (call, i)),)) for i in (1, 2)]
     for user in list(node.users):

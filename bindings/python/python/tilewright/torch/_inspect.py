@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from tilewright import _native
+from tilewright._program import score_matrix, vjp
 from tilewright.torch import _program
-from tilewright.torch._attention import flex_attention
 from tilewright.torch._block_mask import BlockMask, resolve
 from tilewright.torch._program import ScoreMod
+from tilewright.torch._values import LIBRARY
 
 __all__ = ["explain", "visualize"]
 
@@ -35,17 +36,16 @@ def explain(
     """
     mask_mod = None if block_mask is None else resolve(block_mask)
     scale = 1.0 / math.sqrt(query.shape[-1]) if scale is None else scale
-    program, captures = _program.attention(query, score_mod, mask_mod, scale, "%out, %lse")
+    results = _program.attention_results(query.dtype, lse=True, maximum=False, derivative=True)
+    program, captures = _program.attention(query, key, value, score_mod, mask_mod, scale, results)
     inputs = [query, key, value, *captures]
-    text = _native.explain_torch(program, inputs)
+    text = _native.explain(program, inputs)
     wanted = [x.requires_grad for x in inputs]
     if not any(wanted):
         return text
-    rows = query.shape[:3]
-    out = query.new_empty((*rows, value.shape[3]))
-    lse = query.new_empty(rows, dtype=_program.score_type(query.dtype))
-    derivative = _program.vjp(program, wanted, [True, False])
-    return text + _native.explain_torch(derivative, [*inputs, out, lse, out])
+    saved = [query.new_empty(shape, dtype=dtype) for dtype, shape in _program.result_shapes(program, inputs)]
+    derivative = vjp(program, wanted, [True] + [False] * (len(saved) - 1))
+    return text + _native.explain(derivative, [*inputs, *saved, saved[0]])
 
 
 def visualize(
@@ -60,15 +60,9 @@ def visualize(
 ) -> None:
     """Draws what a score function and a mask make of a score of zero, for each query and key, to a PNG file.
 
-    Masked pairs are grey. The scores of one query are found from attention of one-hot values, so no other definition of
-    the function is needed than the one that is run.
+    Masked pairs are grey. Scores are found from attention on one-hot values, so that what is drawn is what runs.
     """
-    shape = (batch + 1, head + 1)
-    zeros = torch.zeros(*shape, queries, 1)
-    values = torch.eye(keys).expand(*shape, keys, keys)
-    with torch.no_grad():
-        weights, lse = flex_attention(
-            zeros, torch.zeros(*shape, keys, 1), values, score_mod, block_mask, return_lse=True
-        )
-    scores = (torch.log(weights) + lse.unsqueeze(-1))[batch, head]
-    _native.heat_map(path, f"batch element {batch}, head {head}", "key", "query", scores.tolist())
+    mask_mod = None if block_mask is None else resolve(block_mask)
+    program, captures = score_matrix(LIBRARY, queries, keys, score_mod, mask_mod, batch, head)
+    (scores,) = _native.call(program, captures, torch.empty, torch.get_num_threads())
+    _native.heat_map(path, f"batch element {batch}, head {head}", "key", "query", scores)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from tilewright import _native
+from tilewright._program import vjp
 from tilewright.torch import _program
 
 _NAME = "tilewright::call"
@@ -21,25 +22,11 @@ torch.library.define(_NAME, "(Tensor[] inputs, str program) -> Tensor[]")
 
 
 def _call_cpu(inputs: list[Tensor], program: str) -> list[Tensor]:
-    return _native.call_torch(program, inputs, torch.empty, torch.get_num_threads())
+    return _native.call(program, inputs, torch.empty, torch.get_num_threads())
 
 
 def _call_fake(inputs: list[Tensor], program: str) -> list[Tensor]:
-    if program.startswith("vjp:"):
-        wanted = program.split(":", 3)[1]
-        return [x.new_empty(x.shape) for x, flag in zip(inputs, wanted) if flag == "1"]
-    return [_result(inputs, name) for name in _program.results(program)]
-
-
-def _result(inputs: list[Tensor], name: str) -> Tensor:
-    """What stands for a result: the statistics of attention, its output, or a scanned leaf ``%y3``."""
-    if name.startswith("%y"):
-        return inputs[int(name[2:])].new_empty(inputs[int(name[2:])].shape)
-    query, value = inputs[0], inputs[2]
-    rows = query.shape[:3]
-    if name == "%out":
-        return query.new_empty((*rows, value.shape[3]))
-    return query.new_empty(rows, dtype=_program.score_type(query.dtype))
+    return [inputs[0].new_empty(shape, dtype=dtype) for dtype, shape in _program.result_shapes(program, inputs)]
 
 
 def _save(ctx: Any, tensors: Sequence[Tensor], program: str, results: Sequence[Tensor]) -> None:
@@ -56,7 +43,7 @@ def _gradients(ctx: Any, needed: Sequence[bool], cotangents: Sequence[Tensor | N
     given = [g for g, flag in zip(cotangents, present) if flag and g is not None]
     gradients: list[Tensor | None] = [None] * ctx.count
     if any(wanted) and given:
-        results = iter(call([*saved, *given], _program.vjp(ctx.program, wanted, present)))
+        results = iter(call([*saved, *given], vjp(ctx.program, wanted, present)))
         gradients = [next(results) if flag else None for flag in wanted]
     return gradients
 

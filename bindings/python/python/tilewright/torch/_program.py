@@ -1,97 +1,84 @@
-"""Programs: the text of a whole operation, with its regions, that the native module compiles.
-
-A program is polymorphic in lengths: ``$n`` stands for the type of input n. ``vjp:`` in front of a program stands for
-its derivative, whose inputs are the program's inputs, its results and their cotangents, and whose results are the
-cotangents of those inputs that flags ask for, given the cotangents that further flags say are there:
-``vjp:110:100:graph(…)``. Prefixes nest, which is how derivatives of every order come from one operator.
-"""
+"""Calls as programs: a user's functions, traced, or found among those that were traced before."""
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Sequence
-from typing import Any
+import re
+import threading
+import types
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
+from tilewright import _program
 from tilewright._errors import TraceError
-from tilewright.torch._trace import Region, Traced, dtype_name, lift, type_text, user_line
+from tilewright._trace.region import Region, Value
+from tilewright._trace.types import score_kind
+from tilewright.torch._reads import Reads, reads, watched
+from tilewright.torch._values import DTYPES, LIBRARY, WIDENED, kind_of
 
-ScoreMod = Callable[..., Any]
-MaskMod = Callable[..., Any]
+ScoreMod: TypeAlias = Callable[..., Any]
+MaskMod: TypeAlias = Callable[..., Any]
 
+#: A program's text, and the tensors that it captures, in the order of its inputs behind the call's own.
+Program: TypeAlias = "tuple[str, list[Tensor]]"
 
-def score_type(dtype: torch.dtype) -> torch.dtype:
-    """The type in which scores are computed."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
-
-
-def _run(function: Callable[..., Any], arguments: Sequence[Traced], what: str) -> Any:
-    try:
-        return function(*arguments)
-    except TypeError as error:
-        if isinstance(error, TraceError) or "positional argument" not in str(error):
-            raise
-        raise TraceError(f"{what} is called with {len(arguments)} arguments: {error}") from error
+#: Programs by what their functions read: the text, ``None`` where it has to be traced anew; which of the tensors read
+#: are captured; and the code whose identity is in the key. Dropped as a whole where there are too many.
+_known: dict[Hashable, tuple[str | None, list[int], list[types.CodeType]]] = {}
+_KEPT = 4096
+_lock = threading.Lock()
 
 
-def _result(region: Region, value: Any, dtype: torch.dtype, what: str) -> Traced:
-    if not isinstance(value, (Traced, Tensor, bool, int, float)):
-        raise TraceError(f"{what} returned a {type(value).__name__}, not a value (at {user_line()})")
-    traced = lift(region, value, dtype)
-    if traced.ndim:
-        raise TraceError(
-            f"{what} returned an array of shape {list(traced.shape)}, not one value a pair; "
-            f"sum or index it (at {user_line()})"
-        )
-    return traced
+def _remembered(read: Reads | None, call: tuple[Hashable, ...], trace: Callable[[], Program]) -> Program:
+    """What ``trace`` gives, or gave when everything that its functions ``read`` was the same."""
+    if read is None:
+        return trace()
+    key = (call, torch.get_default_dtype(), *read.key)
+    found = _known.get(key)
+    if found is None:
+        (text, captures), as_known = watched(trace, read)
+        places = {id(tensor): place for place, tensor in enumerate(read.tensors)}
+        known = as_known and all(id(tensor) in places for tensor in captures)
+        entry = (text, [places[id(tensor)] for tensor in captures]) if known else (None, [])
+        with _lock:
+            if len(_known) >= _KEPT:
+                _known.clear()
+            _known[key] = (*entry, read.codes)
+        return text, captures
+    if found[0] is None:
+        return trace()
+    tensors = read.tensors
+    return found[0], [tensors[place] for place in found[1]]
 
 
-def _region_text(region: Region, label: str, parameters: str, results: str) -> str:
-    body = "\n    ".join(region.lines)
-    return f"{label}({parameters}) -> ({results}) {{\n    {body}\n  }}"
-
-
-_COORDINATES = ("%b", "%h", "%q", "%k")
-_POINTS = "%b: i32[], %h: i32[], %q: i32[], %k: i32[]"
+def _as_inputs(program: Program) -> Program:
+    """With captures of types that the compiler lacks converted."""
+    text, captures = program
+    return text, [tensor.to(WIDENED[tensor.dtype]) if tensor.dtype in WIDENED else tensor for tensor in captures]
 
 
 def attention(
     query: Tensor,
+    key: Tensor,
+    value: Tensor,
     score_mod: ScoreMod | None,
     mask_mod: MaskMod | None,
     scale: float,
-    results: str = "%out, %lse, %max",
-) -> tuple[str, list[Tensor]]:
-    """The program of an attention call, and the tensors that it captures, in the order of its inputs."""
-    dtype = score_type(query.dtype)
-    captures: list[Tensor] = []
+    results: Sequence[str] | None = None,
+) -> Program:
+    """The program of an attention call, with some or all of its results."""
+    operands = (query, key, value)
 
-    score = Region(captures)
-    raw = Traced(score, "%s", dtype, ())
-    new_score = raw
-    if score_mod is not None:
-        points = [Traced(score, name, torch.int32, ()) for name in _COORDINATES]
-        new_score = _result(score, _run(score_mod, [raw, *points], "score_mod"), dtype, "score_mod")
+    def trace() -> Program:
+        graph = Region(LIBRARY)
+        q, k, v = [graph.input(tensor) for tensor in operands]
+        named = _program.attention(q, k, v, score_mod, mask_mod, scale)
+        return _program.text_of(graph, [named[name] for name in results or named]), graph.inputs[3:]
 
-    mask = Region(captures)
-    admitted: Traced | None = None
-    if mask_mod is not None:
-        points = [Traced(mask, name, torch.int32, ()) for name in _COORDINATES]
-        admitted = _result(mask, _run(mask_mod, points, "mask_mod"), torch.bool, "mask_mod")
-
-    count = len(captures)
-    inside = "".join([f", %c{i}: ${i + 3}" for i in range(count)])
-    operands = "".join([f", %c{i}" for i in range(count)])
-    regions = _region_text(score, "score", f"%s: {dtype_name(dtype)}[], {_POINTS}{inside}", new_score.name)
-    if admitted is not None:
-        regions += _region_text(mask, " mask", _POINTS + inside, admitted.name)
-    text = (
-        f"graph(%query: $0, %key: $1, %value: $2{inside}) -> ({results}) {{\n"
-        f"  %out, %lse, %max = flex_attention %query, %key, %value{operands} scale={scale!r} {regions}\n}}"
-    )
-    return text, captures
+    call = (tuple(results or ()), query.dtype, scale)
+    return _as_inputs(_remembered(reads((score_mod, mask_mod), operands), call, trace))
 
 
 def scan(
@@ -101,61 +88,62 @@ def scan(
     flatten: Callable[[Any], tuple[list[Any], Any]],
     axis: int,
     reverse: bool,
-) -> tuple[str, list[Tensor]]:
-    """The program of a scan over ``leaves``, and the tensors that its combine captures."""
-    captures: list[Tensor] = []
-    region = Region(captures)
-    slices = [tuple(leaf.shape[:axis]) + tuple(leaf.shape[axis + 1 :]) for leaf in leaves]
-    left = [Traced(region, f"%l{i}", leaf.dtype, s) for i, (leaf, s) in enumerate(zip(leaves, slices))]
-    right = [Traced(region, f"%r{i}", leaf.dtype, s) for i, (leaf, s) in enumerate(zip(leaves, slices))]
-    tree = unflatten(left)
-    results, structure = flatten(combine(tree, unflatten(right)))
-    if structure != flatten(tree)[1]:
-        raise TraceError("combine_fn returned another tree than its arguments have")
-    converted = []
-    for i, (leaf, result, shape) in enumerate(zip(leaves, results, slices)):
-        if not isinstance(result, (Traced, Tensor)):
-            raise TraceError(f"combine_fn returned a {type(result).__name__} for leaf {i}, not a tensor")
-        if result.dtype != leaf.dtype or tuple(result.shape) != shape:
-            raise TraceError(
-                f"combine_fn's leaf {i} has type {result.dtype} and shape {list(result.shape)}, "
-                f"its argument has {leaf.dtype} and {list(shape)}"
-            )
-        converted.append(lift(region, result))
-    names = [*(f"%x{i}" for i in range(len(leaves))), *(f"%c{i}" for i in range(len(captures)))]
-    parameters = ", ".join(f"{name}: ${i}" for i, name in enumerate(names))
-    inside = [
-        *(f"{value.name}: {type_text(value.dtype, value.shape)}" for value in (*left, *right)),
-        *(f"%c{i}: ${i + len(leaves)}" for i in range(len(captures))),
-    ]
-    ys = ", ".join(f"%y{i}" for i in range(len(leaves)))
-    attributes = f"leaves={len(leaves)} axis={axis} reverse={'true' if reverse else 'false'}"
-    body = _region_text(region, "combine", ", ".join(inside), ", ".join([value.name for value in converted]))
-    text = f"graph({parameters}) -> ({ys}) {{\n  {ys} = associative_scan {', '.join(names)} {attributes} {body}\n}}"
-    return text, captures
+) -> Program:
+    """The program of a scan over ``leaves``."""
+
+    def flat(left: list[Value], right: list[Value]) -> list[Any]:
+        tree = unflatten(left)
+        results, structure = flatten(combine(tree, unflatten(right)))
+        if structure != flatten(tree)[1]:
+            raise TraceError("combine_fn returned another tree than its arguments have")
+        return results
+
+    def trace() -> Program:
+        graph = Region(LIBRARY)
+        results = _program.scan([graph.input(leaf) for leaf in leaves], flat, axis, reverse)
+        return _program.text_of(graph, results), graph.inputs[len(leaves) :]
+
+    shapes = [(leaf.dtype, leaf.shape) for leaf in leaves]
+    structure = flatten(unflatten(range(len(leaves))))[1]
+    call = (axis, reverse, structure, *shapes)
+    return _as_inputs(_remembered(reads((combine,), leaves), call, trace))
 
 
-def vjp(program: str, wanted: Sequence[bool], present: Sequence[bool]) -> str:
-    """The program of the derivative with respect to the wanted inputs, given the present cotangents."""
-    return f"vjp:{_flags(wanted)}:{_flags(present)}:{program}"
+def mask(mask_mod: MaskMod) -> Program:
+    """The text of a mask region, whose capture ``n`` has type ``$n``."""
+    return _as_inputs(_program.mask_text(LIBRARY, mask_mod))
 
 
-def _flags(flags: Sequence[bool]) -> str:
-    return "".join("1" if flag else "0" for flag in flags)
+_RESULTS = re.compile(r"-> \(([^)]*)\) \{")
 
 
-@functools.lru_cache(maxsize=4096)
-def results(program: str) -> tuple[str, ...]:
-    """The names of a program's results (not of a derivative's)."""
-    header = program[: program.index("{")]
-    return tuple(name.strip(" ()") for name in header.rsplit("->", 1)[1].split(","))
+def result_shapes(program: str, inputs: Sequence[Tensor]) -> list[tuple[torch.dtype, tuple[int, ...]]]:
+    """The types and shapes of what a call's program, or a derivative of one, gives for such inputs."""
+    if program.startswith("vjp:"):
+        wanted = program.split(":", 3)[1]
+        return [(x.dtype, tuple(x.shape)) for x, flag in zip(inputs, wanted) if flag == "1"]
+    header = _RESULTS.search(program)
+    assert header is not None
+    return [_result_shape(name.strip(" %"), inputs) for name in header[1].split(",")]
 
 
-def mask(mask_mod: MaskMod) -> tuple[str, list[Tensor]]:
-    """The text of a mask region, whose capture ``n`` has type ``$n``, and the tensors that it captures."""
-    captures: list[Tensor] = []
-    region = Region(captures)
-    points = [Traced(region, name, torch.int32, ()) for name in _COORDINATES]
-    admitted = _result(region, _run(mask_mod, points, "mask_mod"), torch.bool, "mask_mod")
-    parameters = _POINTS + "".join([f", %c{i}: ${i}" for i in range(len(captures))])
-    return _region_text(region, "graph", parameters, admitted.name), captures
+def _result_shape(name: str, inputs: Sequence[Tensor]) -> tuple[torch.dtype, tuple[int, ...]]:
+    if name.startswith("y"):
+        leaf = inputs[int(name[1:])]
+        return leaf.dtype, tuple(leaf.shape)
+    query, value = inputs[0], inputs[2]
+    rows = tuple(query.shape[:3])
+    kind = kind_of(query) if name == "out" else score_kind(kind_of(query))
+    return DTYPES[kind], (*rows, value.shape[3]) if name in ("out", "unrounded") else rows
+
+
+def attention_results(dtype: torch.dtype, *, lse: bool, maximum: bool, derivative: bool) -> list[str]:
+    """The results that a call asks for; the derivative reads log-sum-exp and, for half types, the unrounded output."""
+    names = ["out"]
+    if lse or derivative:
+        names.append("lse")
+    if derivative and dtype.itemsize == 2:
+        names.append("unrounded")
+    if maximum:
+        names.append("max")
+    return names

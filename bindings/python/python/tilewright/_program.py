@@ -1,0 +1,213 @@
+"""Programs: the text of whole operations, with their regions, that the native module compiles.
+
+A program is polymorphic in lengths: ``$n`` stands for the type of input n. Prefixes stand for derivatives, and nest:
+
+``vjp:110:100:graph(…)``
+    the cotangents of the inputs that the first flags ask for; its inputs are the program's inputs, its results, and
+    those cotangents of the results that the second flags say are there.
+``grad:110:0:graph(…)``
+    the program's results, then the gradients of its result 0, one number, with respect to the flagged inputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from tilewright._errors import DTypeError, ShapeError, TraceError
+from tilewright._trace import arrays
+from tilewright._trace.elementwise import binary, broadcast, cast, compare, filled, unary
+from tilewright._trace.region import Library, Region, Value, refuse, user_line
+from tilewright._trace.types import is_float, score_kind
+
+_COORDINATES = ("%b", "%h", "%q", "%k")
+
+
+def text_of(graph: Region, results: Sequence[Value]) -> str:
+    """The text of a whole program with these results."""
+    parameters = ", ".join([f"%x{i}: ${i}" for i in range(len(graph.inputs))])
+    names = ", ".join([value.name for value in results])
+    return f"graph({parameters}) -> ({names}) {{\n    {graph.body()}\n}}"
+
+
+def vjp(program: str, wanted: Sequence[bool], present: Sequence[bool]) -> str:
+    """The program of the derivative with respect to the wanted inputs, given the present cotangents."""
+    return f"vjp:{_flags(wanted)}:{_flags(present)}:{program}"
+
+
+def grad(program: str, wanted: Sequence[bool], result: int) -> str:
+    """The program of the results, and of one result's gradients with respect to the wanted inputs."""
+    return f"grad:{_flags(wanted)}:{result}:{program}"
+
+
+def _flags(flags: Sequence[bool]) -> str:
+    return "".join(["1" if flag else "0" for flag in flags])
+
+
+def attention_results(kind: str) -> list[str]:
+    """What attention on inputs of a type gives: for half types also the output as the derivative reads it."""
+    return ["out", "lse", "max", *(["unrounded"] if kind in ("f16", "bf16") else [])]
+
+
+def attention(
+    query: Value,
+    key: Value,
+    value: Value,
+    score_mod: Callable[..., Any] | None,
+    mask_mod: Callable[..., Any] | None,
+    scale: float,
+) -> dict[str, Value]:
+    """Writes an attention call to the graph of its operands, and gives its results by name."""
+    graph = query.region
+    if graph.parent is not None:
+        raise refuse("attention inside a score function, mask or combine", "call it in the function around")
+    kind = score_kind(query.kind)
+    captures: list[Value] = []
+
+    score = Region(graph.library, graph, captures)
+    raw = score.parameter("%s", kind)
+    scored: Value = raw
+    if score_mod is not None:
+        scored = _one_value(score, _run(score_mod, [raw, *_points(score)], "score_mod"), kind, "score_mod")
+    mask = Region(graph.library, graph, captures)
+    admitted: Value | None = None
+    if mask_mod is not None:
+        admitted = _one_value(mask, _run(mask_mod, _points(mask), "mask_mod"), "bool", "mask_mod")
+
+    coordinates = [f"{name}: i32[]" for name in _COORDINATES]
+    inside = _capture_parameters(captures)
+    regions = _region_text("score", [f"%s: {kind}[]", *coordinates, *inside], score, [scored])
+    if admitted is not None:
+        regions += _region_text(" mask", [*coordinates, *inside], mask, [admitted])
+    rows = query._shape[:3]
+    whole = (*rows, value._shape[3])
+    types = {"out": (query.kind, whole), "lse": (kind, rows), "max": (kind, rows), "unrounded": (kind, whole)}
+    names = attention_results(query.kind)
+    return dict(
+        zip(
+            names,
+            graph.emit_several(
+                [(name, *types[name]) for name in names],
+                "flex_attention",
+                [query, key, value, *captures],
+                f"scale={float(scale)!r} {regions}",
+            ),
+        )
+    )
+
+
+def score_matrix(
+    library: Library,
+    queries: int,
+    keys: int,
+    score_mod: Callable[..., Any] | None,
+    mask_mod: Callable[..., Any] | None,
+    batch: int,
+    head: int,
+) -> tuple[str, list[Any]]:
+    """The program of what the functions make of a score of zero, ``f64 [queries, keys]``, and the arrays that it
+    captures. Attention on one-hot values gives each pair's share, whose logarithm is the score less the log-sum-exp, so
+    that the functions need no other definition than the one that runs."""
+    graph = Region(library)
+    shape = (batch + 1, head + 1)
+    query, key = (filled(graph, 0.0, "f64", (*shape, length, 1)) for length in (queries, keys))
+    rows, columns = (graph.emit("iota", [], "i64", (keys, keys), f"axis={axis}") for axis in (0, 1))
+    one_hot = broadcast(cast(compare("eq", rows, columns), "f64"), (*shape, keys, keys))
+    results = attention(query, key, one_hot, score_mod, mask_mod, 1.0)
+    scores = binary("add", unary("log", results["out"]), arrays.unsqueeze(results["lse"], -1))
+    return text_of(graph, [arrays.index(scores, (batch, head))]), graph.inputs
+
+
+def mask_text(library: Library, mask_mod: Callable[..., Any]) -> tuple[str, list[Any]]:
+    """The text of a mask region, whose capture ``n`` has type ``$n``, and the arrays that it captures."""
+    graph = Region(library)
+    mask = Region(library, graph)
+    admitted = _one_value(mask, _run(mask_mod, _points(mask), "mask_mod"), "bool", "mask_mod")
+    coordinates = [f"{name}: i32[]" for name in _COORDINATES]
+    return _region_text("graph", [*coordinates, *_capture_parameters(mask.captures)], mask, [admitted]), graph.inputs
+
+
+def scan(
+    leaves: Sequence[Value],
+    combine: Callable[[list[Value], list[Value]], Sequence[Any]],
+    axis: int,
+    reverse: bool,
+) -> list[Value]:
+    """Writes a scan over ``leaves`` to their graph. ``combine`` is given, and gives, lists of leaves."""
+    graph = leaves[0].region
+    if graph.parent is not None:
+        raise refuse("a scan inside a score function, mask or combine", "call it in the function around")
+    region = Region(graph.library, graph)
+    slices = [leaf._shape[:axis] + leaf._shape[axis + 1 :] for leaf in leaves]
+    left = [region.parameter(f"%l{i}", leaf.kind, shape) for i, (leaf, shape) in enumerate(zip(leaves, slices))]
+    right = [region.parameter(f"%r{i}", leaf.kind, shape) for i, (leaf, shape) in enumerate(zip(leaves, slices))]
+    results = []
+    for i, (leaf, shape, result) in enumerate(zip(leaves, slices, combine(left, right))):
+        if not isinstance(result, Value) and not graph.library.is_array(result):
+            raise TraceError(f"combine_fn returned a {type(result).__name__} for leaf {i}, not an array")
+        lifted = region.lift(result)
+        if lifted.kind != leaf.kind or lifted._shape != shape:
+            raise TraceError(
+                f"combine_fn's leaf {i} has type {lifted.kind} and shape {list(lifted._shape)}, "
+                f"its argument has {leaf.kind} and {list(shape)}"
+            )
+        results.append(lifted)
+    parameters = [f"{value.name}: {value.written_type()}" for value in (*left, *right)]
+    body = _region_text("combine", [*parameters, *_capture_parameters(region.captures)], region, results)
+    attributes = f"leaves={len(leaves)} axis={axis} reverse={'true' if reverse else 'false'} {body}"
+    named = [(f"y{i}", leaf.kind, leaf._shape) for i, leaf in enumerate(leaves)]
+    return graph.emit_several(named, "associative_scan", [*leaves, *region.captures], attributes)
+
+
+def check_attention(query: Any, key: Any, value: Any, kinds: Sequence[str | None], grouped: bool) -> None:
+    """Raises where query, key and value (whose element types are ``kinds``) do not fit each other."""
+    named = (("query", query), ("key", key), ("value", value))
+    for name, array in named:
+        if array.ndim != 4:
+            raise ShapeError(f"{name}: 4 axes [batch, heads, length, size] expected, {list(array.shape)} found")
+    for (name, array), kind in zip(named, kinds):
+        if kind is None or not is_float(kind):
+            raise DTypeError(f"{name}: a float type expected, {array.dtype} found")
+        if kind != kinds[0]:
+            raise DTypeError(f"{name}: {query.dtype} as query expected, {array.dtype} found")
+    heads, key_heads = query.shape[1], key.shape[1]
+    if not grouped and heads != key_heads:
+        raise ShapeError(
+            f"key: axis 1: {heads} heads as query expected, {key_heads} found; set enable_gqa=True for grouped heads"
+        )
+    if key_heads == 0 or heads % key_heads != 0:
+        raise ShapeError(f"key: axis 1: a divisor of query's {heads} heads expected, {key_heads} found")
+
+
+def _points(region: Region) -> list[Value]:
+    return [region.parameter(name, "i32") for name in _COORDINATES]
+
+
+def _capture_parameters(captures: Sequence[Value]) -> list[str]:
+    return [f"%c{i}: {value.written_type()}" for i, value in enumerate(captures)]
+
+
+def _region_text(label: str, parameters: Sequence[str], region: Region, results: Sequence[Value]) -> str:
+    names = ", ".join([value.name for value in results])
+    return f"{label}({', '.join(parameters)}) -> ({names}) {{\n    {region.body()}\n  }}"
+
+
+def _run(function: Callable[..., Any], arguments: Sequence[Value], what: str) -> Any:
+    try:
+        return function(*arguments)
+    except TypeError as error:
+        if isinstance(error, TraceError) or "positional argument" not in str(error):
+            raise
+        raise TraceError(f"{what} is called with {len(arguments)} arguments: {error}") from error
+
+
+def _one_value(region: Region, result: Any, kind: str, what: str) -> Value:
+    if not isinstance(result, (Value, bool, int, float)) and not region.library.is_array(result):
+        raise TraceError(f"{what} returned a {type(result).__name__}, not a value (at {user_line()})")
+    value = region.lift(result, kind)
+    if value.ndim:
+        raise TraceError(
+            f"{what} returned an array of shape {list(value._shape)}, not one value a pair; "
+            f"sum or index it (at {user_line()})"
+        )
+    return value

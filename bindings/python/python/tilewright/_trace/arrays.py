@@ -1,0 +1,232 @@
+"""Operations on traced arrays as a whole: shapes, reductions, products, reads at traced indices."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from tilewright._trace.elementwise import Operation, binary, broadcast, cast, common_shape, divide, together
+from tilewright._trace.region import Value, origin, refuse, region_of
+from tilewright._trace.types import is_float
+
+
+def _axes(x: Value, dim: Any) -> list[int]:
+    if dim is None:
+        return list(range(x.ndim))
+    dims = [dim] if isinstance(dim, int) else list(dim)
+    return sorted(axis(d, x.ndim) for d in dims)
+
+
+def axis(dim: int, rank: int) -> int:
+    """An axis, counted from the front."""
+    if not -rank <= dim < rank:
+        raise TypeError(f"axis {dim} of an array with {rank} axes")
+    return dim % rank
+
+
+def reduce(op: str, x: Any, dim: Any = None, keepdim: bool = False) -> Value:
+    """The elements along some axes combined."""
+    axes = _axes(x, dim)
+    shape = tuple(extent for i, extent in enumerate(x._shape) if i not in axes)
+    result: Value = x.region.emit(f"reduce_{op}", [x], x.kind, shape, f"axes={axes}") if axes else x
+    if keepdim:
+        result = reshape(result, tuple(1 if i in axes else extent for i, extent in enumerate(x._shape)))
+    return result
+
+
+def reduce_of(op: str) -> Operation:
+    """:func:`reduce` of one operation."""
+    return lambda x, dim=None, keepdim=False: reduce(op, x, dim, keepdim)
+
+
+def sum_of(x: Value, dim: Any = None, keepdim: bool = False, *, dtype: Any = None) -> Value:
+    """The sum along some axes."""
+    wanted = x.region.library.parse_kind(dtype) if dtype is not None else None
+    return reduce("sum", cast(x, wanted or (x.kind if is_float(x.kind) else "i64")), dim, keepdim)
+
+
+def mean(x: Value, dim: Any = None, keepdim: bool = False, *, dtype: Any = None) -> Value:
+    """The mean along some axes."""
+    count = math.prod(x._shape[i] for i in _axes(x, dim))
+    return divide(sum_of(x, dim, keepdim, dtype=dtype), count)
+
+
+def truth_of(op: str) -> Operation:
+    """Whether any, or all, of the elements along some axes hold."""
+    return lambda x, dim=None, keepdim=False: reduce(op, cast(x, "bool"), dim, keepdim)
+
+
+def extremum(op: str) -> Operation:
+    """The greatest or least of two arrays, or along some axes."""
+
+    def operation(x: Any, other: Any = None, *, dim: Any = None, keepdim: bool = False) -> Value:
+        if other is not None and not isinstance(other, (int, tuple, list)):
+            return binary(op, x, other)
+        return reduce(op, x, other if dim is None else dim, keepdim)
+
+    return operation
+
+
+def softmax(x: Value, dim: int, dtype: Any = None) -> Value:
+    """Shares exp(x) / Σ exp(x) along an axis."""
+    kind = x.region.library.parse_kind(dtype) if dtype is not None else None
+    x = cast(x, kind or x.kind)
+    shifted = binary("sub", x, reduce("max", x, dim, True))
+    weight = x.region.emit("exp", [shifted], shifted.kind, shifted._shape)
+    return divide(weight, reduce("sum", weight, dim, True))
+
+
+def matmul(x: Any, y: Any) -> Value:
+    """A product of vectors, matrices, or batches of matrices."""
+    region = region_of(x, y)
+    kind = region.result_kind([x, y])
+    a, b = region.lift(x, kind), region.lift(y, kind)
+    if a.ndim == 0 or b.ndim == 0:
+        raise TypeError("both operands need at least one axis")
+    if b.ndim == 1:
+        axes = f"left_contract=[{a.ndim - 1}] right_contract=[0]"
+        return region.emit("dot", [a, b], kind, a._shape[:-1], f"left_batch=[] right_batch=[] {axes}")
+    if a.ndim == 1:
+        return matmul(transpose(b, -1, -2), a)
+    batch = common_shape([a._shape[:-2], b._shape[:-2]]) if a.ndim > 2 or b.ndim > 2 else ()
+    a, b = broadcast(a, batch + a._shape[-2:]), broadcast(b, batch + b._shape[-2:])
+    n = len(batch)
+    leading = list(range(n))
+    attributes = f"left_batch={leading} right_batch={leading} left_contract=[{n + 1}] right_contract=[{n}]"
+    return region.emit("dot", [a, b], kind, (*batch, a._shape[-2], b._shape[-1]), attributes)
+
+
+def _sequence(items: tuple[Any, ...]) -> tuple[int, ...]:
+    """``f(x, 2, 3)`` and ``f(x, (2, 3))`` mean the same."""
+    return tuple(items[0]) if len(items) == 1 and isinstance(items[0], (tuple, list)) else items
+
+
+def reshape(x: Value, *shape: Any) -> Value:
+    """The same elements in row-major order under another shape; one extent may be -1."""
+    extents = _sequence(shape)
+    if -1 in extents:
+        rest = math.prod(extent for extent in extents if extent != -1)
+        extents = tuple(math.prod(x._shape) // max(rest, 1) if extent == -1 else extent for extent in extents)
+    if extents == x._shape:
+        return x
+    return x.region.emit("reshape", [x], x.kind, extents)
+
+
+def permute(x: Value, *dims: Any) -> Value:
+    """The axes in another order."""
+    order = tuple(axis(d, x.ndim) for d in _sequence(dims))
+    if order == tuple(range(x.ndim)):
+        return x
+    return x.region.emit("transpose", [x], x.kind, tuple(x._shape[d] for d in order), f"permutation={list(order)}")
+
+
+def transpose(x: Value, first: int, second: int) -> Value:
+    """Two axes exchanged."""
+    order = list(range(x.ndim))
+    order[first], order[second] = order[second], order[first]
+    return permute(x, order)
+
+
+def unsqueeze(x: Value, dim: int) -> Value:
+    """A new axis of extent 1."""
+    position = axis(dim, x.ndim + 1)
+    return reshape(x, (*x._shape[:position], 1, *x._shape[position:]))
+
+
+def squeeze(x: Value, dim: int | None = None) -> Value:
+    """Without axes of extent 1, or without one of them."""
+    drop = [i for i, extent in enumerate(x._shape) if extent == 1 and (dim is None or i == axis(dim, x.ndim))]
+    return reshape(x, tuple(extent for i, extent in enumerate(x._shape) if i not in drop))
+
+
+def expand(x: Value, *shape: Any) -> Value:
+    """``x`` repeated to a shape; -1 leaves an extent as it is."""
+    extents = _sequence(shape)
+    missing = len(extents) - x.ndim
+    return broadcast(x, tuple(x._shape[i - missing] if e == -1 else e for i, e in enumerate(extents)))
+
+
+def concatenate(arrays: Sequence[Any], dim: int = 0) -> Value:
+    """Arrays one after the other along an axis."""
+    region = region_of(arrays)
+    kind = region.result_kind(arrays)
+    lifted = [region.lift(array, kind) for array in arrays]
+    along = axis(dim, lifted[0].ndim)
+    shape = list(lifted[0]._shape)
+    shape[along] = sum(array._shape[along] for array in lifted)
+    return region.emit("concatenate", lifted, kind, tuple(shape), f"axis={along}")
+
+
+def stack(arrays: Sequence[Any], dim: int = 0) -> Value:
+    """Arrays side by side along a new axis."""
+    region = region_of(arrays)
+    return concatenate([unsqueeze(region.lift(array), dim) for array in arrays], dim)
+
+
+def index_list(x: Any, indices: Sequence[Any]) -> Value:
+    """``aten.index``: ``None`` stands for a whole axis."""
+    return index(x, tuple(slice(None) if item is None else item for item in indices))
+
+
+def select(x: Any, dim: int, position: Any) -> Value:
+    """One position along an axis."""
+    return index(x, (*([slice(None)] * axis(dim, x.ndim)), position))
+
+
+def index(array: Any, position: Any) -> Value:
+    """``array[position]``: traced or whole numbers for leading axes, then slices of the rest."""
+    items = position if isinstance(position, tuple) else (position,)
+    region = region_of(array, items)
+    x = region.lift(array)
+    if any(item is None for item in items):
+        raise refuse("`None` in an index of a traced value", "use unsqueeze on the result")
+    if any(item is Ellipsis for item in items):
+        at = next(i for i, item in enumerate(items) if item is Ellipsis)
+        items = (*items[:at], *([slice(None)] * (x.ndim - len(items) + 1)), *items[at + 1 :])
+    if len(items) > x.ndim:
+        raise refuse(f"an array with {x.ndim} axes is indexed with {len(items)}", "index at most every axis of the array")
+    leading = 0
+    while leading < len(items) and not isinstance(items[leading], slice):
+        leading += 1
+    if any(not isinstance(item, slice) for item in items[leading:]):
+        raise refuse(
+            "an index that follows a slice, as in `table[:, q]`",
+            "permute the array before the call, so that the axes that are indexed come first",
+        )
+    result = _gather(x, list(items[:leading])) if leading else x
+    slices = list(items[leading:])
+    if any(item != slice(None) for item in slices):
+        result = _slice(result, slices)
+    return result
+
+
+def _gather(x: Value, items: list[Any]) -> Value:
+    region = x.region
+    indices: list[Value] = []
+    for item in items:
+        if isinstance(item, (bool, float, str)):
+            raise refuse(f"a {type(item).__name__} as an index", "index with whole numbers or traced indices")
+        try:
+            position = region.lift(item)
+        except TypeError as error:
+            raise refuse(f"a {type(item).__name__} as an index", "index with whole numbers or traced indices") from error
+        if is_float(position.kind) or position.kind == "bool":
+            raise refuse(f"an index of type {position.kind}", "convert it to whole numbers: index.to(torch.int32)")
+        indices.append(position)
+    first = indices[0]
+    if any([other.kind != first.kind or other._shape != first._shape for other in indices]):
+        indices = together(indices)
+    shape = indices[0]._shape + x._shape[len(items) :]
+    return region.emit("gather", [x, *indices], x.kind, shape, origin())
+
+
+def _slice(x: Value, slices: list[slice]) -> Value:
+    slices = slices + [slice(None)] * (x.ndim - len(slices))
+    bounds = [item.indices(extent) for item, extent in zip(slices, x._shape)]
+    if any(step < 1 for _, _, step in bounds):
+        raise refuse("a slice with a negative step", "reverse the array before the call")
+    start, limit, step = ([bound[i] for bound in bounds] for i in range(3))
+    limit = [max(low, high) for low, high in zip(start, limit)]
+    shape = tuple(-(-(high - low) // by) for low, high, by in zip(start, limit, step))
+    return x.region.emit("slice", [x], x.kind, shape, f"start={start} limit={limit} step={step}")
