@@ -1,8 +1,9 @@
-//! The project's own tasks: `cargo xtask test | bench | bless | tidy`.
+//! The project's own tasks: `cargo xtask test | bench | bless | device-test | tidy`.
 
 #![forbid(unsafe_code)]
 
 mod bench;
+mod device;
 mod python;
 mod tidy;
 
@@ -16,6 +17,7 @@ const USAGE: &str = "usage: cargo xtask <task>
   bench <what> [--peer torch,jax] [--json]
                            measure attention, scan or model beside a peer, in one run
   bless                    rewrite the golden files; read the difference before you commit it
+  device-test              packs target/device: tests and benchmarks for a machine with a GPU
   tidy                     formatting, lints, licences and house rules";
 
 /// The result of a task: what failed, in words.
@@ -30,6 +32,7 @@ fn main() -> ExitCode {
         ["test", "--python"] => python::test(),
         ["bench", rest @ ..] => bench::run(rest),
         ["bless"] => bless(),
+        ["device-test"] => device::pack(),
         ["tidy"] => tidy::run(),
         _ => Err(USAGE.into()),
     };

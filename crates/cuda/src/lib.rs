@@ -5,3 +5,4 @@
 //! what codegen wrote.
 
 pub mod codegen;
+pub mod driver;

@@ -52,7 +52,7 @@ pub(super) fn lower(map: &BlockMap, lowering: &mut Lowering) {
     };
     functions.mask_program(&map.mask);
     let text = functions.text;
-    let source = Source::new("block_map", "Which blocks a mask leaves.", &parameters, &text, &[ENGINE]);
+    let source = Source::new("block_map", "finds which blocks a mask leaves.", &parameters, &text, &[ENGINE]);
     lowering.program.sites.extend(sites);
     lowering.launch(Launch {
         source,

@@ -86,8 +86,11 @@ impl Functions<'_> {
         let mut text = String::from(
             "// Where the terms of captured arrays go: a flat index, −1 for none.\n\
              DEVICE int scatter_place(const Parameters& p, int number, int b, int h, int q, int k, float s, \
-             bool live) {\n    Fault fault;\n    if (!live) return -1;\n",
+             bool live) {\n",
         );
+        if !programs.is_empty() {
+            text.push_str("    Fault fault;\n    if (!live) return -1;\n");
+        }
         for (number, (program, shape, offset)) in programs.iter().enumerate() {
             let body = self.body(program, &program.results, "true");
             let extents = format!("extents_{number}");

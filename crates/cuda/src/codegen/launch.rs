@@ -7,7 +7,7 @@ use tilewright_plan::{Kernel, Plan};
 
 use super::parameters::{Argument, Parameters};
 use super::region::Site;
-use super::{ARITHMETIC, MACHINE, attention, block_map};
+use super::{ARITHMETIC, MACHINE, attention, block_map, loops, matmul, scan, scatter};
 
 /// A machine, as far as kernels depend on it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,9 +43,9 @@ impl Source {
         generated: &str,
         engine: &[&str],
     ) -> Arc<Source> {
-        let comment: String = comment.lines().map(|line| format!("// {line}\n")).collect();
+        let comment = format!("// What this kernel does: {comment}\n");
         let declaration = parameters.declaration();
-        let parts = [&[ARITHMETIC, &comment, &declaration, generated], engine].concat();
+        let parts = [&[ARITHMETIC, &comment, &declaration, generated, "// Engine."], engine].concat();
         Arc::new(Source { entry: entry.into(), body: parts.join("\n") })
     }
 
@@ -95,6 +95,18 @@ pub struct Program {
     pub sites: Vec<Site>,
 }
 
+impl Program {
+    /// The error that a run's fault word stands for, if any: the least `site << 32 | index` of all reads out of
+    /// range; all ones where there was none.
+    pub fn fault(&self, word: u64) -> Option<Error> {
+        let Site { table, axis } = self.sites.get((word >> 32) as usize)?;
+        let index = i64::from(word as u32 as i32);
+        let kind =
+            ErrorKind::Index { buffer: table.name.clone(), axis: *axis, index, size: table.shape[*axis] };
+        Some(Error::new(kind).at(table.origin.clone()))
+    }
+}
+
 /// Writes the kernels of a plan.
 ///
 /// # Errors
@@ -108,10 +120,10 @@ pub fn lower(plan: &Plan, target: Target) -> Result<Program> {
             Kernel::BlockMap(map) => block_map::lower(map, &mut lowering),
             Kernel::AttentionForward(forward) => attention::forward(forward, &mut lowering)?,
             Kernel::AttentionBackward(backward) => attention::backward(backward, &mut lowering)?,
-            Kernel::Loops(_) => return Err(unsupported("a fused loop nest")),
-            Kernel::MatMul(_) => return Err(unsupported("a matrix product")),
-            Kernel::ScatterAdd(_) => return Err(unsupported("a scattered sum")),
-            Kernel::Scan(_) => return Err(unsupported("a scan")),
+            Kernel::Loops(nest) => loops::lower(nest, &mut lowering)?,
+            Kernel::MatMul(product) => matmul::lower(product, &mut lowering),
+            Kernel::ScatterAdd(scatter) => scatter::lower(scatter, &mut lowering)?,
+            Kernel::Scan(scan) => scan::lower(scan, &mut lowering)?,
         }
     }
     Ok(lowering.program)

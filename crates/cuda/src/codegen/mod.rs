@@ -9,8 +9,12 @@ mod attention;
 mod block_map;
 mod functions;
 mod launch;
+mod loops;
+mod matmul;
 mod parameters;
 pub mod region;
+mod scan;
+mod scatter;
 pub mod tiles;
 mod types;
 

@@ -139,7 +139,7 @@ fn load(
 }
 
 /// A constant: simple ones in the text, any other a parameter.
-fn literal(value: Scalar, kind: Kind, parameters: &mut Parameters) -> String {
+pub(super) fn literal(value: Scalar, kind: Kind, parameters: &mut Parameters) -> String {
     let ty = register(kind);
     match kind {
         Kind::Bool => value.to_bool().to_string(),
@@ -240,7 +240,7 @@ fn integer_unary(function: Unary, x: &str) -> String {
     }
 }
 
-fn binary(function: Binary, kind: Kind, x: &str, y: &str) -> String {
+pub(super) fn binary(function: Binary, kind: Kind, x: &str, y: &str) -> String {
     match kind {
         Kind::F64 | Kind::F32 => float_binary(function, kind, x, y),
         Kind::I64 | Kind::I32 => integer_binary(function, x, y),

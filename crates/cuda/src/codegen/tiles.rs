@@ -56,10 +56,10 @@ pub enum Pass {
 }
 
 /// Registers of a thread that a kernel may use: above these the compiler spills.
-const REGISTERS: usize = 232;
+const REGISTERS: usize = 236;
 
 /// Registers for addresses, operands of the products and the walk.
-const OVERHEAD: usize = 88;
+const OVERHEAD: usize = 80;
 
 /// Elements between the end of a tile's row and the next.
 const PADDING: usize = 8;

@@ -28,6 +28,7 @@ DEVICE Left<E> load_left(const E* tile, int stride, int row, int depth) {
 DEVICE Left<float> load_left(const float* tile, int stride, int row, int depth) {
     Left<float> left;
     int g = lane_index() / 4, t = lane_index() % 4;
+#pragma unroll
     for (int i = 0; i < 8; ++i) {
         left.x[i] = tile[(row + g + i / 2 % 2 * 8) * stride + depth + 2 * t + i % 2 + i / 4 * 8];
     }
@@ -40,10 +41,12 @@ DEVICE void load_columns(Right<E> (&right)[2], const E* tile, int stride, int de
     unsigned words[4];
     int lane = lane_index();
     load_matrices(words, tile + (column + lane / 16 * 8 + lane % 8) * stride + depth + lane / 8 % 2 * 8);
+#pragma unroll
     for (int i = 0; i < 4; ++i) right[i / 2].words[i % 2] = words[i];
 }
 DEVICE void load_columns(Right<float> (&right)[2], const float* tile, int stride, int depth, int column) {
     int g = lane_index() / 4, t = lane_index() % 4;
+#pragma unroll
     for (int i = 0; i < 8; ++i) {
         right[i / 4].x[i % 4] = tile[(column + i / 4 * 8 + g) * stride + depth + 2 * t + i % 2 + i / 2 % 2 * 8];
     }
@@ -55,10 +58,12 @@ DEVICE void load_rows(Right<E> (&right)[2], const E* tile, int stride, int depth
     unsigned words[4];
     int lane = lane_index();
     load_matrices_transposed(words, tile + (depth + lane % 16) * stride + column + lane / 16 * 8);
+#pragma unroll
     for (int i = 0; i < 4; ++i) right[i / 2].words[i % 2] = words[i];
 }
 DEVICE void load_rows(Right<float> (&right)[2], const float* tile, int stride, int depth, int column) {
     int g = lane_index() / 4, t = lane_index() % 4;
+#pragma unroll
     for (int i = 0; i < 8; ++i) {
         right[i / 4].x[i % 4] = tile[(depth + 2 * t + i % 2 + i / 2 % 2 * 8) * stride + column + i / 4 * 8 + g];
     }
@@ -80,14 +85,17 @@ DEVICE void multiply(float (&sums)[4], const Left<E>& left, const Right<E>& righ
     multiply_words(sums, left.words, right.words, E{});
 }
 DEVICE void multiply(float (&sums)[4], const Left<float>& left, const Right<float>& right) {
+#pragma unroll
     for (int half = 0; half < 2; ++half) {
         // Depths t and t + 4 of the machine's operand stand for 2t and 2t + 1 of ours.
         float a[4], a_rest[4], b[2], b_rest[2];
+#pragma unroll
         for (int i = 0; i < 4; ++i) {
             float x = left.x[half * 4 + i % 2 * 2 + i / 2];
             a[i] = round_tf32(x);
             a_rest[i] = round_tf32(x - a[i]);
         }
+#pragma unroll
         for (int i = 0; i < 2; ++i) {
             float x = right.x[half * 2 + i];
             b[i] = round_tf32(x);
@@ -99,11 +107,35 @@ DEVICE void multiply(float (&sums)[4], const Left<float>& left, const Right<floa
     }
 }
 
+// A product of split floats is NaN where one of them is infinite, whatever the other; such sums are made again,
+// one by one.
+CALLED float dot(const float* x, const float* y, int depth) {
+    float sum = 0;
+    for (int i = 0; i < depth; ++i) sum += x[i] * y[i];
+    return sum;
+}
+template <int BLOCKS, int DEPTH, typename E>
+DEVICE void mend(float (&)[BLOCKS][4], const E*, int, const E*, int) {}
+template <int BLOCKS, int DEPTH>
+DEVICE void mend(float (&sums)[BLOCKS][4], const float* left, int row, const float* right, int stride) {
+    int g = lane_index() / 4, t = lane_index() % 4;
+#pragma unroll
+    for (int j = 0; j < BLOCKS; ++j) {
+#pragma unroll
+        for (int e = 0; e < 4; ++e) {
+            if (sums[j][e] == sums[j][e]) continue;
+            int column = 8 * j + 2 * t + e % 2;
+            sums[j][e] = dot(left + (row + g + e / 2 * 8) * stride, right + column * stride, DEPTH);
+        }
+    }
+}
+
 // sums[16 × 8·BLOCKS] = left rows `row ..` · right columns, over a depth of DEPTH.
 template <int BLOCKS, int DEPTH, typename E>
 DEVICE void product(float (&sums)[BLOCKS][4], const E* left, int row, const E* right, int stride) {
 #pragma unroll
     for (int j = 0; j < BLOCKS; ++j) {
+#pragma unroll
         for (int i = 0; i < 4; ++i) sums[j][i] = 0;
     }
 #pragma unroll
@@ -117,6 +149,7 @@ DEVICE void product(float (&sums)[BLOCKS][4], const E* left, int row, const E* r
             multiply(sums[j + 1], a, b[1]);
         }
     }
+    mend<BLOCKS, DEPTH>(sums, left, row, right, stride);
 }
 
 // sums[16 × 8·BLOCKS] += weights[16 × 8·DEPTH_BLOCKS], rounded, · rows of a tile, from a column on.

@@ -3,6 +3,7 @@
 
 #define KERNEL extern "C" __global__
 #define DEVICE __device__ __forceinline__
+#define CALLED __device__ __noinline__
 
 DEVICE float float_of_bits(unsigned bits) { return __uint_as_float(bits); }
 DEVICE unsigned bits_of_float(float x) { return __float_as_uint(x); }

@@ -4,6 +4,7 @@
 
 #define KERNEL static
 #define DEVICE inline
+#define CALLED inline
 #define __launch_bounds__(...)
 #define __grid_constant__
 

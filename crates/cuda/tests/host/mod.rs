@@ -2,22 +2,24 @@
 //! emulation of the machine (`emulator.hpp`, `machine.hpp`).
 //!
 //! A run is done twice, with the threads of each block in two different random orders, and under the address
-//! and undefined-behaviour sanitizers: equal bits say that no kernel has a race that the orders tell apart.
+//! sanitizer: equal bits say that no kernel has a race that the orders tell apart.
 
 use std::collections::HashMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use tilewright_cuda::codegen::{Argument, Program, Source, Step};
+use tilewright_cuda::driver::{Device, DeviceMemory, Executable};
 use tilewright_plan::{Place, Plan};
 
 /// What the C++ compiler is called.
 const COMPILER: &str = "c++";
 
 /// Whether there is a C++ compiler; says so where there is none.
-pub fn available() -> bool {
+fn available() -> bool {
     let found = Command::new(COMPILER).arg("--version").output().is_ok_and(|output| output.status.success());
     if !found {
         eprintln!("skipped: there is no `{COMPILER}` to run kernels on the CPU with");
@@ -26,14 +28,14 @@ pub fn available() -> bool {
 }
 
 /// Programs compiled together: each kernel's text once.
-pub struct Kernels {
+struct Kernels {
     numbers: HashMap<Source, usize>,
     folder: PathBuf,
 }
 
 impl Kernels {
     /// Compiles all kernels of some programs.
-    pub fn compile<'a>(programs: impl IntoIterator<Item = &'a Program>) -> Kernels {
+    fn compile<'a>(programs: impl IntoIterator<Item = &'a Program>) -> Kernels {
         static NEXT: AtomicUsize = AtomicUsize::new(0);
         let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!(
             "kernels-{}-{}",
@@ -69,7 +71,7 @@ impl Kernels {
         let sanitizers =
             ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "--param=asan-stack=0"];
         let output = Command::new(COMPILER)
-            .args(["-std=c++17", "-O1", "-ffp-contract=off", "-w"])
+            .args(["-std=c++17", "-O0", "-ffp-contract=off", "-w"])
             .args(sanitizers)
             .args(["-o", "kernels", "kernels.cpp"])
             .current_dir(&folder)
@@ -80,7 +82,7 @@ impl Kernels {
     }
 
     /// Runs a program on inputs; gives the outputs, and the fault word.
-    pub fn run(&self, plan: &Plan, program: &Program, inputs: &[Vec<u8>]) -> (Vec<Vec<u8>>, u64) {
+    fn run(&self, plan: &Plan, program: &Program, inputs: &[Vec<u8>]) -> (Vec<Vec<u8>>, u64) {
         let runs = [1, 2].map(|seed| self.run_ordered(plan, program, inputs, seed));
         assert!(runs[0] == runs[1], "the result depends on the order of threads");
         let [run, _] = runs;
@@ -179,4 +181,42 @@ impl Drop for Kernels {
             let _ = fs::remove_dir_all(&self.folder);
         }
     }
+}
+
+/// Outputs, and the fault word.
+pub type Found = (Vec<Vec<u8>>, u64);
+
+/// Runs programs on their inputs: on a GPU where `TILEWRIGHT_TEST_DEVICE` is `cuda`, else on the CPU. Nothing
+/// where there is no compiler for the latter.
+pub fn run<'a>(cases: impl Iterator<Item = (&'a Plan, &'a Program, Vec<Vec<u8>>)>) -> Option<Vec<Found>> {
+    let cases: Vec<_> = cases.collect();
+    if std::env::var("TILEWRIGHT_TEST_DEVICE").is_ok_and(|device| device == "cuda") {
+        return Some(cases.iter().map(|(plan, _, inputs)| on_device(plan, inputs)).collect());
+    }
+    if !available() {
+        return None;
+    }
+    let kernels = Kernels::compile(cases.iter().map(|(_, program, _)| *program));
+    Some(cases.iter().map(|(plan, program, inputs)| kernels.run(plan, program, inputs)).collect())
+}
+
+/// Runs a plan twice on the GPU: the same bits both times.
+fn on_device(plan: &Plan, inputs: &[Vec<u8>]) -> Found {
+    static DEVICE: OnceLock<Arc<Device>> = OnceLock::new();
+    let device = DEVICE.get_or_init(|| Device::open(0).unwrap());
+    let executable = Executable::new(device, plan.clone()).unwrap();
+    let inputs: Vec<DeviceMemory> =
+        inputs.iter().map(|bytes| DeviceMemory::of(device, bytes).unwrap()).collect();
+    let inputs: Vec<&DeviceMemory> = inputs.iter().collect();
+    let [first, second] = [(); 2].map(|()| {
+        let (outputs, fault) = executable.run_to_fault(&inputs).unwrap();
+        let read = |memory: &DeviceMemory| {
+            let mut bytes = vec![0; memory.bytes()];
+            memory.read(&mut bytes).unwrap();
+            bytes
+        };
+        (outputs.iter().map(read).collect::<Vec<_>>(), fault)
+    });
+    assert!(first == second, "two runs differ");
+    first
 }

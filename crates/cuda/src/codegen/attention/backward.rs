@@ -144,7 +144,7 @@ impl Gradient<'_, '_> {
         let text = format!("typedef {} Element;\n", element(attention.dtype))
             + &constant("int", "VALUE_SIZE", value_size)
             + &constant("bool", "LOG_SUM_EXP_COTANGENT", cotangent.is_some());
-        let comment = "Row sums of an attention's output times its cotangent.";
+        let comment = "row sums of an attention's output times its cotangent.";
         let source = Source::new("attention_delta", comment, &parameters, &text, &[DELTA]);
         self.lowering.launch(Launch {
             source,
@@ -228,7 +228,7 @@ impl Gradient<'_, '_> {
         let sums = self.lowering.scratch(4 * count * terms.len());
         parameters.scratch("float", "row_sums", sums);
         let text = self.functions(&tiles, true, constants, terms, &[], &mut parameters);
-        let comment = "The gradient of attention with respect to keys and values.";
+        let comment = "the gradient of attention with respect to keys and values.";
         let engine = [FRAGMENTS, TILES, PAIRS, BY_KEYS];
         let source = Source::new("attention_backward_keys", comment, &parameters, &text, &engine);
         self.lowering.launch(Launch {
@@ -315,7 +315,7 @@ impl Gradient<'_, '_> {
         }
         let of_pass: Vec<&CaptureReduction> = terms.iter().map(|(_, reduction)| *reduction).collect();
         let text = self.functions(&tiles, false, constants, &of_pass, &places, &mut parameters);
-        let comment = "The gradient of attention with respect to queries.";
+        let comment = "the gradient of attention with respect to queries.";
         let engine = [FRAGMENTS, TILES, PAIRS, TURNS, SUMS, BY_QUERIES];
         let source = Source::new("attention_backward_queries", comment, &parameters, &text, &engine);
         self.lowering.launch(Launch {
@@ -390,7 +390,7 @@ impl Gradient<'_, '_> {
             + &constant("bool", "APART_IN_HEADS", apart.is_some_and(|apart| apart.in_heads))
             + &constant("bool", "SHARED_BY_ALL", apart.is_some_and(|apart| apart.shared_by_all));
         let text = self.functions(&tiles, false, constants, &[reduction], &[(reduction, 0)], &mut parameters);
-        let comment = "The cotangent of a captured array that single pairs read.";
+        let comment = "the cotangent of a captured array that single pairs read.";
         let engine = [FRAGMENTS, TILES, PAIRS, TURNS, BY_PAIRS];
         let source = Source::new("attention_backward_pairs", comment, &parameters, &text, &engine);
         let units = queries.div_ceil(16 * tiles.warps) * keys.div_ceil(tiles.columns) * batch * heads;

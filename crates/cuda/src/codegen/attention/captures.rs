@@ -124,7 +124,7 @@ pub(super) fn scatter(
     let mut functions = Functions { text, parameters: &mut parameters, sites: &mut sites, tables };
     functions.places(&[(&reduction.indices, &indexed(backward, reduction), 0)]);
     let text = functions.text;
-    let comment = "Sums by a key, and their places in a captured array.";
+    let comment = "sums by a key, and their places in a captured array.";
     let source = Source::new("capture_values", comment, &parameters, &text, &[VALUES]);
     lowering.launch(Launch {
         source,
@@ -142,7 +142,7 @@ pub(super) fn scatter(
     parameters.scratch("const float", "values", values);
     parameters.scratch("const int", "places", places);
     parameters.scratch("float", "total", total.place);
-    let comment = "Adds values at their places.";
+    let comment = "adds values at their places.";
     let source = Source::new("owner_scan", comment, &parameters, "", &[TURNS, OWNER_SCAN]);
     lowering.launch(Launch {
         source,
@@ -171,7 +171,7 @@ pub(super) fn copies(
     parameters.integer("first", total.fresh.replace(false).into());
     parameters.scratch("const float", "copies", place);
     parameters.scratch("float", "total", total.place);
-    let source = Source::new("sum_copies", "Adds up copies of an array.", &parameters, "", &[SUM_COPIES]);
+    let source = Source::new("sum_copies", "adds up copies of an array.", &parameters, "", &[SUM_COPIES]);
     lowering.launch(Launch {
         source,
         blocks: elements.div_ceil(4),
@@ -191,7 +191,7 @@ pub(super) fn store(backward: &AttentionBackward, totals: &[Total], lowering: &m
         parameters.view("cotangent", &capture.view, capture.dtype, true);
         let (ty, value) = (element(capture.dtype), stored(capture.dtype, "x"));
         let text = format!("DEVICE {ty} rounded(float x) {{ return {value}; }}\n");
-        let comment = "Rounds the cotangent of a captured array.";
+        let comment = "rounds the cotangent of a captured array.";
         let source = Source::new("store_capture", comment, &parameters, &text, &[STORE]);
         lowering.launch(Launch {
             source,

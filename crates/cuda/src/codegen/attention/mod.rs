@@ -52,7 +52,7 @@ pub(super) fn forward(forward: &AttentionForward, lowering: &mut Lowering) -> Re
     functions.score(forward.score.as_ref());
     let text = functions.text;
     let comment = format!(
-        "Attention of {} with head size {} and value size {}, in tiles of {} queries and {} keys.",
+        "attention of {} with head size {} and value size {}, in tiles of {} queries and {} keys.",
         attention.dtype,
         attention.shape.head_size,
         attention.shape.value_size,

@@ -3,7 +3,7 @@
 // A block owns 16·WARPS keys of one key head, and one of SLICES slices of their cotangents' columns; it walks
 // the queries of all heads, and batch elements, that see these keys. Scores are transposed: rows are keys.
 
-KERNEL void __launch_bounds__(32 * WARPS) attention_backward_keys(const __grid_constant__ Parameters p) {
+KERNEL void __launch_bounds__(32 * WARPS, 1) attention_backward_keys(const __grid_constant__ Parameters p) {
     constexpr int ROWS = 16 * WARPS, HEAD_STRIDE = HEAD + PADDING, VALUE_STRIDE = VALUE + PADDING;
     Element* key_tile = (Element*)shared_memory();
     Element* value_tile = key_tile + ROWS * HEAD_STRIDE;
@@ -86,6 +86,7 @@ KERNEL void __launch_bounds__(32 * WARPS) attention_backward_keys(const __grid_c
                 for (int i = 0; i < ROW_SUMS; ++i) {
 #pragma unroll
                     for (int j = 0; j < COLUMNS / 8; ++j) {
+#pragma unroll
                         for (int e = 0; e < 4; ++e) row_sums[i][e / 2] += terms[i][j][e];
                     }
                 }

@@ -5,7 +5,7 @@
 // are the same for each of these, so that sums stay in registers.
 // Otherwise: a block, a *lane* of work, takes every n-th tile of all, and adds to a copy of the array of its own.
 
-KERNEL void __launch_bounds__(32 * WARPS) attention_backward_pairs(const __grid_constant__ Parameters p) {
+KERNEL void __launch_bounds__(32 * WARPS, 1) attention_backward_pairs(const __grid_constant__ Parameters p) {
     constexpr int ROWS = 16 * WARPS, HEAD_STRIDE = HEAD + PADDING, VALUE_STRIDE = VALUE + PADDING;
     Element* query_tile = (Element*)shared_memory();
     Element* cotangent_tile = query_tile + ROWS * HEAD_STRIDE;
@@ -60,11 +60,15 @@ KERNEL void __launch_bounds__(32 * WARPS) attention_backward_pairs(const __grid_
             differentiate(p, at, scores, weights, slopes, admitted, deltas, query, terms, fault);
             if constexpr (OWNED && SHARED_BY_ALL) {
                 ever |= admitted;
+#pragma unroll
                 for (int j = 0; j < COLUMNS / 8; ++j) {
+#pragma unroll
                     for (int e = 0; e < 4; ++e) sums[j][e] += terms[0][j][e];
                 }
             } else if constexpr (OWNED) {
+#pragma unroll
                 for (int j = 0; j < COLUMNS / 8; ++j) {
+#pragma unroll
                     for (int e = 0; e < 4; ++e) {
                         bool live = admitted >> (4 * j + e) & 1;
                         int place = scatter_place(p, 0, b, h, query_of(at, j, e), key_of(at, j, e), scores[j][e], live);
@@ -75,7 +79,9 @@ KERNEL void __launch_bounds__(32 * WARPS) attention_backward_pairs(const __grid_
                 for (int warp = 0; warp < WARPS; ++warp) {
                     sync_threads();
                     if (warp != warp_index()) continue;
+#pragma unroll
                     for (int j = 0; j < COLUMNS / 8; ++j) {
+#pragma unroll
                         for (int e = 0; e < 4; ++e) {
                             bool live = admitted >> (4 * j + e) & 1;
                             int place = scatter_place(p, 0, b, h, query_of(at, j, e), key_of(at, j, e), scores[j][e], live);
@@ -86,7 +92,9 @@ KERNEL void __launch_bounds__(32 * WARPS) attention_backward_pairs(const __grid_
             }
         }
         if constexpr (OWNED && SHARED_BY_ALL) {
+#pragma unroll
             for (int j = 0; j < COLUMNS / 8; ++j) {
+#pragma unroll
                 for (int e = 0; e < 4; ++e) {
                     bool live = ever >> (4 * j + e) & 1;
                     int place = scatter_place(p, 0, at.b, at.h, query_of(at, j, e), key_of(at, j, e), 0, live);

@@ -5,7 +5,7 @@
 // cotangents again, two products more than if the pass over keys added to the queries' cotangents; but nothing
 // is added to from two blocks, so that the result has the same bits in each run.
 
-KERNEL void __launch_bounds__(32 * WARPS) attention_backward_queries(const __grid_constant__ Parameters p) {
+KERNEL void __launch_bounds__(32 * WARPS, 1) attention_backward_queries(const __grid_constant__ Parameters p) {
     constexpr int ROWS = 16 * WARPS, HEAD_STRIDE = HEAD + PADDING, VALUE_STRIDE = VALUE + PADDING;
     Element* query_tile = (Element*)shared_memory();
     Element* cotangent_tile = query_tile + ROWS * HEAD_STRIDE;
@@ -82,7 +82,9 @@ KERNEL void __launch_bounds__(32 * WARPS) attention_backward_queries(const __gri
         for (int j = 0; j < COLUMNS / 8; ++j) {
 #pragma unroll
             for (int e = 0; e < 4; ++e) {
+#pragma unroll
                 for (int i = 0; i < ROW_SUMS; ++i) row_sums[i][e / 2] += terms[i][j][e];
+#pragma unroll
                 for (int i = 0; i < HEAD_SUMS; ++i) head_sums[i] += terms[HEADS_FROM + i][j][e];
             }
         }

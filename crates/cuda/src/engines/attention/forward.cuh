@@ -24,7 +24,7 @@ DEVICE unsigned score_tile(const Parameters& p, int b, int h, long long query, l
     return admitted;
 }
 
-KERNEL void __launch_bounds__(32 * WARPS) attention_forward(const __grid_constant__ Parameters p) {
+KERNEL void __launch_bounds__(32 * WARPS, 1) attention_forward(const __grid_constant__ Parameters p) {
     constexpr int ROWS = 16 * WARPS, HEAD_STRIDE = HEAD + PADDING, VALUE_STRIDE = VALUE + PADDING;
     Element* query_tile = (Element*)shared_memory();
     Element* key_tile = query_tile + ROWS * HEAD_STRIDE;

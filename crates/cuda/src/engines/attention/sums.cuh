@@ -9,7 +9,9 @@ DEVICE void add_diagonals(float* tile, const float (&term)[COLUMNS / 8][4], floa
     constexpr int ROWS = 16 * WARPS, STRIDE = COLUMNS + 1;
     int g = lane_index() / 4, t = lane_index() % 4;
     sync_threads();
+#pragma unroll
     for (int j = 0; j < COLUMNS / 8; ++j) {
+#pragma unroll
         for (int e = 0; e < 4; ++e) {
             tile[(16 * warp_index() + g + e / 2 * 8) * STRIDE + 8 * j + 2 * t + e % 2] = term[j][e];
         }

@@ -68,7 +68,9 @@ DEVICE void accumulate_admitted(float (&sums)[BLOCKS][4], const float (&weights)
     constexpr int DEPTH = 8 * DEPTH_BLOCKS;
     int g = lane_index() / 4, t = lane_index() % 4;
     unsigned* flags = (unsigned*)(panel + 16 * (DEPTH + 1));
+#pragma unroll
     for (int i = 0; i < DEPTH_BLOCKS; ++i) {
+#pragma unroll
         for (int e = 0; e < 4; ++e) {
             panel[(g + e / 2 * 8) * (DEPTH + 1) + 8 * i + 2 * t + e % 2] = to_float(from_float<E>(weights[i][e]));
         }
@@ -85,6 +87,7 @@ DEVICE void accumulate_admitted(float (&sums)[BLOCKS][4], const float (&weights)
 #pragma unroll
         for (int j = 0; j < BLOCKS; ++j) {
             float x = weight * to_float(rows[depth * stride + column + 8 * j + 2 * t + i % 2]);
+#pragma unroll
             for (int slot = 0; slot < 4; ++slot) {
                 if (slot == e) sums[j][slot] += x;
             }

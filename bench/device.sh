@@ -1,0 +1,46 @@
+#!/bin/sh
+# Runs what `cargo xtask device-test` packed, on a machine with a GPU and no Rust: tests at small shapes, the
+# sanitizer's memory and race checks over them, then the benchmarks. `sh device.sh [FOLDER FOR LOGS]`
+set -u
+cd "$(dirname "$0")" || exit 1
+logs=${1:-logs}
+mkdir -p "$logs"
+export TILEWRIGHT_TEST_DEVICE=cuda
+export TILEWRIGHT_CACHE="$PWD/cache"
+
+# NVRTC: where the loader finds it, else in CUDA's folder, else in PyTorch's environment.
+for folder in /usr/local/cuda/lib64 \
+    $(python3 -c 'import glob, site; print(*[f for s in site.getsitepackages() for f in glob.glob(s + "/nvidia/*/lib")])'); do
+    if ls "$folder"/libnvrtc.so* > /dev/null 2>&1; then
+        LD_LIBRARY_PATH="$folder:${LD_LIBRARY_PATH:-}"
+    fi
+done
+export LD_LIBRARY_PATH
+
+failed=0
+step() {
+    name=$1
+    shift
+    start=$(date +%s)
+    if "$@" > "$logs/$name.log" 2>&1; then outcome=passed; else outcome=FAILED; failed=1; fi
+    echo "$name: $outcome after $(($(date +%s) - start)) s"
+}
+
+nvidia-smi --query-gpu=name,driver_version --format=csv,noheader
+# The tests of what kernels compute; the machine has no project to read golden files from.
+step tests ./kernels attention:: whole_plans:: --test-threads 1
+tail -n 40 "$logs/tests.log"
+if command -v compute-sanitizer > /dev/null; then
+    for tool in memcheck racecheck; do
+        step "$tool" timeout 240 compute-sanitizer --tool "$tool" --error-exitcode 9 \
+            ./kernels attention::sanitized --test-threads 1
+        tail -n 5 "$logs/$tool.log"
+    done
+else
+    echo "compute-sanitizer is not installed: memory and races are not checked"
+fi
+for shape in "4 16 4096 128" "4 32 4096 64" "1 16 16384 128"; do
+    step "bench-$(echo "$shape" | tr ' ' '-')" timeout 120 ./device_bench $shape
+    cat "$logs/bench-$(echo "$shape" | tr ' ' '-').log"
+done
+exit $failed

@@ -1,0 +1,98 @@
+//! Scattered sums.
+
+use tilewright_ir::{DType, Result};
+use tilewright_plan::{ScatterAdd, Table};
+
+use super::launch::{Launch, Lowering, Source, unsupported};
+use super::parameters::Parameters;
+use super::region::Site;
+use super::types::{element, loaded, stored};
+
+const ENGINE: &str = include_str!("../engines/scatter.cuh");
+
+/// Columns of a warp's part of a row.
+const COLUMNS: usize = 256;
+
+pub(super) fn lower(scatter: &ScatterAdd, lowering: &mut Lowering) -> Result<()> {
+    let ScatterAdd { space, indexed, tail, indices, dtype, updates, output, origin } = scatter;
+    let sum = match dtype {
+        DType::F64 => "double",
+        DType::F32 | DType::BF16 | DType::F16 => "float",
+        DType::I64 | DType::I32 | DType::U8 => "unsigned long long",
+        DType::Bool => return Err(unsupported("a sum of truth values")),
+    };
+    let [count, rows, columns] = [space, indexed, tail].map(|extents| extents.iter().product::<usize>());
+    let targets = lowering.scratch(8 * count);
+    let mut parameters = Parameters::default();
+    for (name, value) in [("updates_count", count), ("rows", rows), ("columns", columns)] {
+        parameters.integer(name, value as i64);
+    }
+    for (name, extents) in [("space", space), ("indexed", indexed), ("tail", tail)] {
+        parameters.integers(name, extents.iter().map(|&extent| extent as i64));
+    }
+    parameters.view("updates", updates, *dtype, false);
+    parameters.view("output", output, *dtype, true);
+    parameters.scratch("long long", "targets", targets);
+    parameters.faults(lowering.program.sites.len());
+    let mut target = String::new();
+    for (axis, (view, dtype)) in indices.iter().enumerate() {
+        let name = format!("index_{axis}");
+        parameters.view(&name, view, *dtype, false);
+        let places: String =
+            (0..space.len()).map(|i| format!(" + position_{i} * p.{name}_strides[{i}]")).collect();
+        let read = loaded(*dtype, &format!("p.{name}[0{places}]"));
+        target += &format!(
+            "    at = 0;\n    locate({read}, p.indexed[{axis}], 1, {axis}, inside, at, fault);\n    \
+             row = row * p.indexed[{axis}] + at;\n"
+        );
+        let name = "the array that is read".into();
+        let table =
+            Table { view: view.clone(), dtype: *dtype, shape: indexed.clone(), name, origin: origin.clone() };
+        lowering.program.sites.push(Site { table, axis });
+    }
+    let positions = |number: &str, extents: &str, count: usize| -> String {
+        (0..count)
+            .rev()
+            .map(|axis| {
+                format!(
+                    "    long long position_{axis} = {number} % p.{extents}[{axis}];\n    \
+                     {number} /= p.{extents}[{axis}];\n"
+                )
+            })
+            .collect()
+    };
+    let place = |axes: std::ops::Range<usize>| -> String {
+        let terms = axes.enumerate().map(|(i, axis)| format!(" + position_{i} * p.updates_strides[{axis}]"));
+        format!("    return 0{};\n}}\n", terms.collect::<String>())
+    };
+    let ty = element(*dtype);
+    let text = format!(
+        "typedef {sum} Sum;\n\
+         DEVICE Sum value_of({ty} x) {{ return {}; }}\n\
+         DEVICE {ty} rounded(Sum x) {{ return {}; }}\n\
+         // The row that an update goes to.\n\
+         DEVICE long long target_of(const Parameters& p, long long update, bool& inside, Fault& fault) {{\n\
+         {}    long long at = 0, row = 0;\n{target}    return row;\n}}\n\
+         // Where an update's row of elements begins, and where a column lies in it.\n\
+         DEVICE long long update_place(const Parameters& p, long long update) {{\n{}{}\
+         DEVICE long long column_place(const Parameters& p, long long column) {{\n{}{}",
+        loaded(*dtype, "x"),
+        stored(*dtype, "x"),
+        positions("update", "space", space.len()),
+        positions("update", "space", space.len()),
+        place(0..space.len()),
+        positions("column", "tail", tail.len()),
+        place(space.len()..space.len() + tail.len()),
+    );
+    let comment = "sums of updates at computed rows.";
+    let launches = [
+        ("scatter_targets", count.div_ceil(256), 256),
+        ("scatter_add", (rows * columns.div_ceil(COLUMNS)).div_ceil(4), 128),
+    ];
+    for (entry, blocks, threads) in launches {
+        let source = Source::new(entry, comment, &parameters, &text, &[ENGINE]);
+        let arguments = parameters.arguments.clone();
+        lowering.launch(Launch { source, blocks, threads, shared_bytes: 0, arguments });
+    }
+    Ok(())
+}

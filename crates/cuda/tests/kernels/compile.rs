@@ -1,0 +1,90 @@
+//! The kernels' text, compiled to machine code by the run-time compiler, for an A100 and for Hopper: it is
+//! accepted, nothing spills, and registers stay within the estimate that tiles are chosen by. Needs no GPU.
+
+use std::collections::HashSet;
+
+use tilewright_cuda::codegen::{Source, Step, Target, lower};
+use tilewright_cuda::driver::compiler;
+use tilewright_ir::DType;
+
+use crate::case::{Case, Sizes};
+use crate::table::{MASKS, SCORES};
+
+/// Whether there is a compiler; where there is none, says so, unless `TILEWRIGHT_NVRTC` promises one.
+fn available() -> bool {
+    match compiler::version() {
+        Ok(_) => true,
+        Err(error) => {
+            assert!(std::env::var_os("TILEWRIGHT_NVRTC").is_none(), "promised, but: {error}");
+            eprintln!("skipped: {error}");
+            false
+        }
+    }
+}
+
+/// The numbers before each place of some words in the assembler's report.
+fn numbers_before(log: &str, words: &str) -> Vec<usize> {
+    let before = log.match_indices(words).map(|(at, _)| log[..at].trim_end());
+    before.filter_map(|text| text.rsplit(|c: char| !c.is_ascii_digit()).next()?.parse().ok()).collect()
+}
+
+/// Compiles a kernel, sees that nothing goes by way of local memory, and gives its registers.
+fn registers(source: &Source, capability: u32) -> usize {
+    let architecture = compiler::architecture(capability);
+    let compiled = compiler::compile(&source.text(), &architecture).unwrap();
+    let log = &compiled.log;
+    assert!(compiled.cubin.starts_with(b"\x7fELF"));
+    for words in ["bytes stack frame", "bytes spill stores", "bytes spill loads"] {
+        let found = numbers_before(log, words);
+        assert!(!found.is_empty() && found.iter().all(|&bytes| bytes == 0), "{}: {log}", source.entry);
+    }
+    let used = log.split("Used ").nth(1).and_then(|rest| rest.split(' ').next()?.parse().ok());
+    used.unwrap_or_else(|| panic!("no report: {log}"))
+}
+
+fn check(dtype: DType, size: usize, scores: &[&str], targets: &[Target]) {
+    if !available() {
+        return;
+    }
+    let sizes = Sizes {
+        batch: 1,
+        heads: 1,
+        key_batch: 1,
+        key_heads: 1,
+        queries: 32,
+        keys: 32,
+        head_size: size,
+        value_size: size,
+    };
+    let mut seen = HashSet::new();
+    for name in scores {
+        let score = SCORES.iter().find(|score| score.name == *name).expect("a score function of the table");
+        let case = Case::of(dtype, sizes, score, Some(&MASKS[0]));
+        for target in targets {
+            for (_, step) in lower(&case.plan, *target).unwrap().steps {
+                let Step::Launch(launch) = step else { continue };
+                if seen.insert((launch.source.clone(), target.capability)) {
+                    let registers = registers(&launch.source, target.capability);
+                    println!(
+                        "{dtype} {size} {name}, sm_{}: {} takes {registers}",
+                        target.capability, launch.source.entry
+                    );
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn attention_of_common_sizes_takes_registers_only() {
+    check(DType::BF16, 64, &["identity"], &[Target::A100, Target::HOPPER]);
+    check(DType::BF16, 128, &["identity"], &[Target::A100, Target::HOPPER]);
+    check(DType::F16, 256, &["identity"], &[Target::HOPPER]);
+    check(DType::F32, 64, &["identity"], &[Target::A100]);
+}
+
+#[test]
+fn learned_captures_take_registers_only() {
+    let names = ["softcap", "head gain", "key bias", "relative", "window table", "pair"];
+    check(DType::BF16, 128, &names, &[Target::HOPPER]);
+}

@@ -1,0 +1,71 @@
+//! Whole plans on the GPU engine's kernels, against the interpreter: generated programs of every operation in
+//! every type, and scans, forward and backward. So the text of every instruction is run.
+
+use tilewright_generate::{Config, Random, random_attention_of, random_graph, random_inputs, random_scan_of};
+use tilewright_interp::Array;
+use tilewright_ir::DType;
+
+use crate::case::{Case, with_gradients};
+use crate::host;
+
+/// Runs cases and checks their results.
+fn check(cases: &[Case]) {
+    let bytes = |case: &Case| case.inputs.iter().map(Array::to_bytes).collect();
+    let Some(found) = host::run(cases.iter().map(|case| (&case.plan, &case.program, bytes(case)))) else {
+        return;
+    };
+    for (case, (found, fault)) in cases.iter().zip(found) {
+        assert_eq!(case.program.fault(fault), None, "{}", case.label);
+        case.check(&found);
+    }
+}
+
+#[test]
+fn ordinary_operations() {
+    let mut cases = Vec::new();
+    for seed in 0..24 {
+        let dtype = Random::new(seed ^ 0x9a).pick(&[DType::F64, DType::F32, DType::BF16, DType::F16]);
+        let config = Config { dtype, operations: 8 + seed as usize % 16, ..Config::default() };
+        let graph = random_graph(seed, &config);
+        let inputs = random_inputs(&graph, seed);
+        cases.push(Case::new(format!("graph {seed}"), graph, inputs));
+    }
+    check(&cases);
+}
+
+#[test]
+fn gradients_of_ordinary_operations() {
+    let mut cases = Vec::new();
+    for seed in 100..112 {
+        let dtype = Random::new(seed).pick(&[DType::F64, DType::F32, DType::F32]);
+        let config = Config { dtype, differentiable: true, operations: 8, ..Config::default() };
+        let graph = random_graph(seed, &config);
+        let inputs = random_inputs(&graph, seed);
+        let (graph, inputs) = with_gradients(graph, inputs, &mut Random::new(seed));
+        cases.push(Case::new(format!("gradient {seed}"), graph, inputs));
+    }
+    check(&cases);
+}
+
+#[test]
+fn scans() {
+    let mut cases = Vec::new();
+    for seed in 0..12 {
+        let dtype = if seed % 2 == 0 { DType::F32 } else { DType::F64 };
+        let (graph, inputs) = random_scan_of(dtype, seed);
+        let (graph, inputs) = with_gradients(graph, inputs, &mut Random::new(seed));
+        cases.push(Case::new(format!("scan {seed}"), graph, inputs));
+    }
+    check(&cases);
+}
+
+#[test]
+fn attention_between_other_operations() {
+    let mut cases = Vec::new();
+    for seed in 40..48 {
+        let (graph, inputs) = random_attention_of(DType::F32, seed);
+        let (graph, inputs) = with_gradients(graph, inputs, &mut Random::new(seed));
+        cases.push(Case::new(format!("attention {seed}"), graph, inputs));
+    }
+    check(&cases);
+}
