@@ -257,3 +257,69 @@ impl PartialEq for Graph {
             && self.nodes.iter().zip(&other.nodes).all(|(a, b)| a.op == b.op && a.operands == b.operands)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    //! Graphs that only a fault in rewriting could make: the verifier must find each.
+
+    use super::*;
+    use crate::{AssociativeScan, Unary, verify};
+
+    fn exponential() -> Graph {
+        let mut graph = Graph::new();
+        let x = graph.parameter(Type::new(DType::F32, vec![2]));
+        let y = graph.add1(Op::Unary(Unary::Exp), &[x], None).unwrap();
+        let z = graph.add1(Op::Unary(Unary::Neg), &[y], None).unwrap();
+        graph.set_results(vec![z]);
+        graph
+    }
+
+    fn broken(graph: &Graph) -> Option<u32> {
+        match verify(graph).expect_err("the graph is broken").kind() {
+            ErrorKind::Invariant { invariant, .. } => Some(*invariant),
+            _ => None,
+        }
+    }
+
+    #[test]
+    fn an_operand_defined_later_breaks_the_first_invariant() {
+        let mut graph = exponential();
+        verify(&graph).unwrap();
+        graph.nodes[0].operands[0] = graph.nodes[1].results[0];
+        assert_eq!(broken(&graph), Some(1));
+    }
+
+    #[test]
+    fn a_wrong_type_and_a_wrong_name_break_the_second() {
+        let mut graph = exponential();
+        graph.values[1].0 = Type::new(DType::F64, vec![2]);
+        assert_eq!(broken(&graph), Some(2));
+        let mut graph = exponential();
+        graph.values[1].1 = ValueDefinition::Result(NodeId(1), 0);
+        assert_eq!(broken(&graph), Some(2));
+    }
+
+    #[test]
+    fn a_result_of_another_graph_breaks_the_third() {
+        let mut graph = exponential();
+        let mut larger = exponential();
+        let foreign = larger.parameter(Type::scalar(DType::F32));
+        graph.set_results(vec![foreign]);
+        assert_eq!(broken(&graph), Some(3));
+    }
+
+    #[test]
+    fn a_broken_region_breaks_its_graph() {
+        let mut combine = Graph::new();
+        let [left, right] = [0, 1].map(|_| combine.parameter(Type::scalar(DType::F32)));
+        let sum = combine.add1(Op::Binary(crate::Binary::Add), &[left, right], None).unwrap();
+        combine.set_results(vec![sum]);
+        combine.nodes[0].operands[0] = sum;
+        let mut graph = Graph::new();
+        let x = graph.parameter(Type::new(DType::F32, vec![4]));
+        let scan = AssociativeScan { leaves: 1, axis: 0, reverse: false, combine };
+        let y = graph.add1(Op::AssociativeScan(Box::new(scan)), &[x], None).unwrap();
+        graph.set_results(vec![y]);
+        assert_eq!(broken(&graph), Some(1));
+    }
+}
