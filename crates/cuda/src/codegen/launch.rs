@@ -30,7 +30,9 @@ impl Target {
 pub struct Source {
     /// The kernel's name.
     pub entry: String,
-    /// The text after [`MACHINE`].
+    /// Further functions of the machine, after [`MACHINE`].
+    pub instructions: String,
+    /// The text after these: what the kernel is, on any machine that has the functions.
     pub body: String,
 }
 
@@ -46,12 +48,17 @@ impl Source {
         let comment = format!("// What this kernel does: {comment}\n");
         let declaration = parameters.declaration();
         let parts = [&[ARITHMETIC, &comment, &declaration, generated, "// Engine."], engine].concat();
-        Arc::new(Source { entry: entry.into(), body: parts.join("\n") })
+        Arc::new(Source { entry: entry.into(), instructions: String::new(), body: parts.join("\n") })
+    }
+
+    /// The same text, with further functions of the machine.
+    pub(super) fn with_instructions(self: Arc<Source>, instructions: String) -> Arc<Source> {
+        Arc::new(Source { instructions, ..(*self).clone() })
     }
 
     /// All of the text.
     pub fn text(&self) -> String {
-        format!("{MACHINE}\n{}", self.body)
+        format!("{MACHINE}\n{}\n{}", self.instructions, self.body)
     }
 }
 

@@ -56,22 +56,65 @@ pub enum Pass {
 }
 
 /// Registers of a thread that a kernel may use: above these the compiler spills.
-const REGISTERS: usize = 236;
+const REGISTERS: usize = 240;
 
 /// Registers for addresses, operands of the products and the walk.
-const OVERHEAD: usize = 80;
+fn overhead(pass: Pass) -> usize {
+    match pass {
+        Pass::Keys => 104,
+        Pass::Forward | Pass::Queries | Pass::Pairs => 84,
+    }
+}
 
 /// Elements between the end of a tile's row and the next.
 const PADDING: usize = 8;
 
-/// The best tiles that fit into so much shared memory.
+/// The best tiles that fit into so much shared memory; where none leave enough registers, those that need the
+/// fewest. None where no tiles fit into shared memory.
 pub fn tiles(pass: Pass, needs: Needs, shared_bytes: usize) -> Option<Tiles> {
-    let shapes = [(4, 64), (4, 32), (4, 16), (2, 32), (2, 16), (1, 16)];
-    let slices: &[usize] = if pass == Pass::Keys { &[1, 2, 4] } else { &[1] };
-    slices
-        .iter()
-        .flat_map(|&slices| shapes.map(|(warps, columns)| measured(pass, needs, warps, columns, slices)))
-        .find(|tiles| tiles.shared_bytes <= shared_bytes && tiles.registers <= REGISTERS)
+    // Warps, columns, slices. A slice more costs two products; narrow tiles cost operands that are loaded again.
+    let whole = [(4, 64, 1), (4, 32, 1)];
+    let sliced = [(4, 64, 2), (4, 32, 2)];
+    let narrow =
+        [(4, 16, 1), (4, 16, 2), (4, 16, 4), (2, 32, 1), (2, 16, 1), (2, 16, 2), (2, 16, 4), (1, 16, 1)];
+    let shapes = whole.into_iter().chain(sliced).chain(narrow);
+    let fitting = shapes
+        .filter(|(.., slices)| pass == Pass::Keys || *slices == 1)
+        .map(|(warps, columns, slices)| measured(pass, needs, warps, columns, slices))
+        .filter(|tiles| tiles.shared_bytes <= shared_bytes);
+    let all: Vec<Tiles> = fitting.collect();
+    let best = all.iter().find(|tiles| tiles.registers <= REGISTERS);
+    best.or_else(|| all.iter().min_by_key(|tiles| tiles.registers)).copied()
+}
+
+/// The tiles of the forward on Hopper: two warpgroups of 64 queries each, two stages of keys and values.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct HopperTiles {
+    /// Keys of a tile.
+    pub columns: usize,
+    /// Head size, padded to whole panels.
+    pub head: usize,
+    /// Value size, padded.
+    pub value: usize,
+    /// Bytes of shared memory.
+    pub shared_bytes: usize,
+}
+
+/// The best tiles of the forward on Hopper; none where they do not fit, or elements have not two bytes.
+pub fn hopper_tiles(needs: Needs, shared_bytes: usize) -> Option<HopperTiles> {
+    let (head, value) = (needs.head_size.next_multiple_of(64), needs.value_size.next_multiple_of(64));
+    let measured = |columns: usize| {
+        let elements = 128 * head + 2 * columns * (head + value);
+        let panels = if needs.masked { 8 * (16 * (columns + 1) + 64) } else { 0 };
+        // A score, its weight rounded and the output, of 232 registers.
+        let registers = columns / 2 + columns / 4 + value / 2 + 56;
+        let shared_bytes = 2 * elements + 4 * panels + 9 * 8;
+        (HopperTiles { columns, head, value, shared_bytes }, registers)
+    };
+    let fits =
+        |(tiles, registers): &(HopperTiles, usize)| tiles.shared_bytes <= shared_bytes && *registers <= 232;
+    let possible = needs.element == 2 && head * value > 0;
+    [128, 64].map(measured).into_iter().find(|found| possible && fits(found)).map(|(tiles, _)| tiles)
 }
 
 fn measured(pass: Pass, needs: Needs, warps: usize, columns: usize, slices: usize) -> Tiles {
@@ -88,7 +131,7 @@ fn measured(pass: Pass, needs: Needs, warps: usize, columns: usize, slices: usiz
         Pass::Keys => 2 * columns,
         Pass::Queries | Pass::Pairs => 2 * rows,
     };
-    let panel = if needs.masked { warps * (16 * (columns + 1) + 32) } else { 0 };
+    let panel = if needs.masked { warps * (16 * (columns + 1) + 64) } else { 0 };
     let diagonals = if needs.diagonals { rows * (columns + 1) } else { 0 };
     // Sums of heads: few, and rounded up to one for each of the terms.
     let floats = rows_of_scores + panel.max(diagonals) + warps * (needs.table_elements + needs.numbers);
@@ -106,7 +149,7 @@ fn measured(pass: Pass, needs: Needs, warps: usize, columns: usize, slices: usiz
         value,
         shared_bytes: elements * needs.element + 4 * floats,
         // Half a number a thread for each column: 16 rows over 32 lanes.
-        registers: sums / 2 + columns / 2 * (1 + needs.numbers) + OVERHEAD,
+        registers: sums / 2 + columns / 2 * (1 + needs.numbers) + overhead(pass),
     }
 }
 
@@ -137,6 +180,17 @@ mod tests {
     }
 
     #[test]
+    fn hopper_has_tiles_for_half_types_up_to_256() {
+        for masked in [false, true] {
+            let columns = |size| hopper_tiles(needs(2, size, masked), 227 << 10).map(|tiles| tiles.columns);
+            assert_eq!([64, 96, 128].map(columns), [Some(128); 3]);
+            assert_eq!([192, 256].map(columns), [Some(64); 2]);
+        }
+        assert_eq!(hopper_tiles(needs(4, 64, false), 227 << 10), None);
+        assert_eq!(hopper_tiles(needs(2, 320, false), 227 << 10), None);
+    }
+
+    #[test]
     fn common_sizes_have_wide_tiles() {
         let shape = |pass, size| {
             let tiles = tiles(pass, needs(2, size, true), 163 << 10).unwrap();
@@ -145,7 +199,8 @@ mod tests {
         assert_eq!(shape(Pass::Forward, 64), (4, 64, 1));
         assert_eq!(shape(Pass::Forward, 128), (4, 32, 1));
         assert_eq!(shape(Pass::Keys, 64), (4, 32, 1));
-        assert_eq!(shape(Pass::Queries, 64), (4, 32, 1));
-        assert_eq!(shape(Pass::Keys, 256), (4, 16, 2));
+        assert_eq!(shape(Pass::Keys, 128), (4, 32, 2));
+        assert_eq!(shape(Pass::Queries, 64), (4, 64, 1));
+        assert_eq!(shape(Pass::Queries, 128), (4, 32, 1));
     }
 }

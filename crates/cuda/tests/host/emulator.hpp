@@ -41,7 +41,8 @@ struct Block {
     std::vector<Thread> threads;
     std::vector<int> ready;
     Group all;
-    std::vector<Group> warps;
+    std::vector<Group> warps, warpgroups;
+    long long waits = 0;
     int current = 0;
     ucontext_t scheduler;
     unsigned char* shared = nullptr;
@@ -68,11 +69,14 @@ inline void suspend() {
     swapcontext(&block.threads[me].context, &block.scheduler);
 }
 
+inline void progress();
+
 // Waits until all of a group have come; the last does `work` before the others go on.
 template <typename F>
 void meet(Group& group, F work) {
     int me = block.current;
     group.arrived += 1;
+    progress();
     if (group.arrived < group.size) {
         group.waiting.push_back(me);
         suspend();
@@ -83,6 +87,15 @@ void meet(Group& group, F work) {
     block.ready.insert(block.ready.end(), group.waiting.begin(), group.waiting.end());
     group.waiting.clear();
 }
+
+// Lets others go on, for one that waits for them to change something.
+inline void wait_a_while() {
+    if (++block.waits > 100 * (long long)block.threads.size()) fail("nobody does what a thread waits for");
+    block.ready.push_back(block.current);
+    suspend();
+}
+// Something was changed that others may wait for.
+inline void progress() { block.waits = 0; }
 
 inline void enter() {
     block.kernel(block.parameters);
@@ -102,6 +115,7 @@ inline void run_block(void (*kernel)(const void*), const void* parameters, long 
     memset(block.shared, 0xff, shared_bytes);
     block.all = Group{threads};
     block.warps.assign((threads + 31) / 32, Group{32});
+    block.warpgroups.assign((threads + 127) / 128, Group{128});
     block.ready.clear();
     for (int i = threads - 1; i >= 0; --i) {
         Thread& thread = block.threads[i];

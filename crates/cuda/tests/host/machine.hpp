@@ -206,3 +206,103 @@ DEVICE void multiply_tf32(float (&sums)[4], const float (&a)[4], const float (&b
         sums, mine, [](int t, int i) { return t + i / 2 * 4; }, [](int i) { return i % 2 * 8; },
         [](int t, int i) { return t + i * 4; });
 }
+
+// Hopper. A barrier's word holds how many arrivals end a phase, how many are missing, and the phase's number.
+struct BarrierWord {
+    short arrivals, missing;
+    int phase;
+};
+static_assert(sizeof(BarrierWord) == 8);
+DEVICE void init_barrier(unsigned long long* barrier, int arrivals) {
+    BarrierWord word = {(short)arrivals, (short)arrivals, 0};
+    memcpy(barrier, &word, 8);
+}
+DEVICE void arrive(unsigned long long* barrier) {
+    BarrierWord word;
+    memcpy(&word, barrier, 8);
+    if (--word.missing == 0) {
+        word.missing = word.arrivals;
+        word.phase += 1;
+    }
+    memcpy(barrier, &word, 8);
+    host::progress();
+}
+DEVICE void wait_barrier(unsigned long long* barrier, int parity) {
+    BarrierWord word;
+    for (memcpy(&word, barrier, 8); (word.phase & 1) == parity; memcpy(&word, barrier, 8)) host::wait_a_while();
+}
+DEVICE void close_copies() {}
+template <int N>
+DEVICE void wait_for_copies_but() {}
+DEVICE void publish_to_matrix_units() {}
+template <int N>
+DEVICE void give_registers() {}
+template <int N>
+DEVICE void take_registers() {}
+DEVICE void begin_products() {}
+DEVICE void close_products() {}
+template <int N>
+DEVICE void wait_for_products_but() {}
+
+DEVICE bool any_in_warpgroup(bool x, int) {
+    static bool so_far[8], result[8];
+    int group = host::block.current / 128;
+    so_far[group] = so_far[group] || x;
+    host::meet(host::block.warpgroups[group], [&] {
+        result[group] = so_far[group];
+        so_far[group] = false;
+    });
+    return result[group];
+}
+
+// Of the machine's descriptor: the address in shared memory, and the bytes between groups of 8 rows.
+DEVICE unsigned long long panel_of(const void* start, int stride) {
+    return (unsigned long long)((const unsigned char*)start - host::block.shared) | (unsigned long long)stride << 32;
+}
+template <typename E>
+DEVICE float panel_read(unsigned long long panel, int row, int column) {
+    // Parts of 16 bytes are exchanged by bits of the address.
+    size_t address = (unsigned)panel + row / 8 * (panel >> 32) + row % 8 * 128 + column * 2;
+    address ^= address >> 3 & 0x70;
+    E x;
+    memcpy(&x, host::block.shared + address, 2);
+    return to_float(x);
+}
+
+// What a thread gives to a product of its warpgroup.
+struct GroupProduct {
+    float sums[64];
+    float left[8];
+    unsigned long long left_panel, right_panel;
+    bool keep;
+};
+struct GroupSums {
+    float x[64];
+};
+
+// `left(row, depth)` and `right(depth, column)` of what the threads gave.
+template <int BLOCKS, typename L, typename R>
+DEVICE void multiply_group(float (*sums)[4], GroupProduct mine, L left, R right) {
+    static std::vector<std::vector<GroupProduct>> given(8, std::vector<GroupProduct>(128));
+    static std::vector<std::vector<GroupSums>> got(8, std::vector<GroupSums>(128));
+    int group = host::block.current / 128, thread = host::block.current % 128;
+    memcpy(mine.sums, sums, sizeof(float) * 4 * BLOCKS);
+    given[group][thread] = mine;
+    host::meet(host::block.warpgroups[group], [&] {
+        auto& all = given[group];
+        float a[64][16], b[8 * BLOCKS][16];
+        for (int depth = 0; depth < 16; ++depth) {
+            for (int row = 0; row < 64; ++row) a[row][depth] = left(all, row, depth);
+            for (int column = 0; column < 8 * BLOCKS; ++column) b[column][depth] = right(all, depth, column);
+        }
+        for (int i = 0; i < 128; ++i) {
+            for (int j = 0; j < 4 * BLOCKS; ++j) {
+                int row = i / 32 * 16 + i % 32 / 4 + j % 4 / 2 * 8, column = j / 4 * 8 + i % 4 * 2 + j % 2;
+                float sum = all[i].keep ? all[i].sums[j] : 0;
+                for (int depth = 0; depth < 16; ++depth) sum += a[row][depth] * b[column][depth];
+                got[group][i].x[j] = sum;
+            }
+        }
+    });
+    memcpy(sums, got[group][thread].x, sizeof(float) * 4 * BLOCKS);
+}

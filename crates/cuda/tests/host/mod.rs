@@ -55,7 +55,9 @@ impl Kernels {
         let host = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/host");
         let mut text = format!("#include \"{}\"\n", host.join("machine.hpp").display());
         for (number, source) in sources.iter().enumerate() {
-            text += &format!("namespace kernel_{number} {{\n{}\n}}\n", source.body);
+            // The emulation has the further instructions, for each width and type.
+            let instructions = if source.instructions.is_empty() { "" } else { "#include \"hopper.hpp\"\n" };
+            text += &format!("namespace kernel_{number} {{\n{instructions}{}\n}}\n", source.body);
         }
         text += "static const host::Kernel kernels[] = {\n";
         for (number, source) in sources.iter().enumerate() {
@@ -71,6 +73,7 @@ impl Kernels {
         let sanitizers =
             ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "--param=asan-stack=0"];
         let output = Command::new(COMPILER)
+            .arg(format!("-I{}", host.display()))
             .args(["-std=c++17", "-O0", "-ffp-contract=off", "-w"])
             .args(sanitizers)
             .args(["-o", "kernels", "kernels.cpp"])

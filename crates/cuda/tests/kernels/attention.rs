@@ -1,5 +1,6 @@
 //! Attention, forward and backward, against the interpreter.
 
+use tilewright_cuda::codegen::Step;
 use tilewright_generate::{Random, random_attention_of};
 use tilewright_interp::Array;
 use tilewright_ir::{DType, ErrorKind};
@@ -281,4 +282,69 @@ fn sanitized() {
         .collect();
     assert_eq!(cases.len(), names.len());
     check(&cases);
+}
+
+/// Lengths at which half types take Hopper's own instructions.
+const LONG: Sizes = Sizes {
+    batch: 1,
+    heads: 2,
+    key_batch: 1,
+    key_heads: 1,
+    queries: 150,
+    keys: 200,
+    head_size: 64,
+    value_size: 64,
+};
+
+fn hopper(dtype: DType, sizes: Sizes, score: &str, mask: Option<&Mask>) -> Case {
+    let score = SCORES.iter().find(|known| known.name == score).expect("a score function of the table");
+    let label = format!("{score}, {dtype}, {sizes:?}", score = score.name);
+    let mut random = Random::new(17);
+    let (graph, limits) = attention(dtype, sizes, score, mask);
+    let inputs = inputs(&graph, &limits, &mut random);
+    let case = Case::new(label, graph, inputs);
+    let entries = case.program.steps.iter().filter_map(|(_, step)| match step {
+        Step::Launch(launch) => Some(launch.source.entry.as_str()),
+        Step::Zero { .. } => None,
+    });
+    assert!(entries.last() == Some("attention_forward_hopper"), "{}", case.label);
+    case
+}
+
+#[test]
+fn forward_by_warpgroups() {
+    let wide = Sizes { queries: 70, keys: 130, heads: 1, ..LONG };
+    let cases = [
+        hopper(DType::BF16, LONG, "squared", None),
+        hopper(DType::BF16, LONG, "softcap", Some(&MASKS[0])),
+        hopper(DType::F16, Sizes { keys: 500, ..LONG }, "relative", Some(&MASKS[1])),
+        hopper(DType::F16, LONG, "head gain", Some(&MASKS[2])),
+        hopper(DType::BF16, Sizes { head_size: 96, value_size: 40, ..wide }, "key bias", Some(&MASKS[3])),
+        hopper(DType::BF16, Sizes { head_size: 128, value_size: 128, ..wide }, "identity", Some(&MASKS[0])),
+        hopper(DType::F16, Sizes { head_size: 256, value_size: 256, ..wide }, "identity", None),
+    ];
+    check(&cases);
+}
+
+#[test]
+fn nothing_of_a_masked_pair_shows_by_warpgroups() {
+    let mut cases = Vec::new();
+    for poison in [f64::NAN, f64::INFINITY] {
+        let case = hopper(DType::BF16, LONG, "identity", Some(&MASKS[2]));
+        let mut inputs = bytes(&case.inputs);
+        for number in [1, 2] {
+            let numbers = case.inputs[number].to_f64s().into_iter().enumerate();
+            let numbers: Vec<f64> =
+                numbers.map(|(i, x)| if i / 64 % 200 % 3 != 1 { poison } else { x }).collect();
+            inputs[number] = Array::from_f64s(case.inputs[number].ty().clone(), &numbers).to_bytes();
+        }
+        cases.push((case, inputs));
+    }
+    let Some(found) = run(cases.iter().map(|(case, inputs)| (&case.plan, &case.program, inputs.clone())))
+    else {
+        return;
+    };
+    for ((case, _), (found, _)) in cases.iter().zip(found) {
+        case.check(&found);
+    }
 }

@@ -38,6 +38,8 @@ fn registers(source: &Source, capability: u32) -> usize {
         let found = numbers_before(log, words);
         assert!(!found.is_empty() && found.iter().all(|&bytes| bytes == 0), "{}: {log}", source.entry);
     }
+    // Warnings that stand for slow code: products one after the other; register counts that are not obeyed.
+    assert!(!log.contains("C7515") && !log.contains("C7508"), "{}: {log}", source.entry);
     let used = log.split("Used ").nth(1).and_then(|rest| rest.split(' ').next()?.parse().ok());
     used.unwrap_or_else(|| panic!("no report: {log}"))
 }
@@ -51,8 +53,8 @@ fn check(dtype: DType, size: usize, scores: &[&str], targets: &[Target]) {
         heads: 1,
         key_batch: 1,
         key_heads: 1,
-        queries: 32,
-        keys: 32,
+        queries: 128,
+        keys: 128,
         head_size: size,
         value_size: size,
     };
@@ -87,4 +89,11 @@ fn attention_of_common_sizes_takes_registers_only() {
 fn learned_captures_take_registers_only() {
     let names = ["softcap", "head gain", "key bias", "relative", "window table", "pair"];
     check(DType::BF16, 128, &names, &[Target::HOPPER]);
+}
+
+#[test]
+fn warpgroups_keep_to_their_registers_at_every_head_size() {
+    for size in [96, 192] {
+        check(DType::BF16, size, &["identity"], &[Target::HOPPER]);
+    }
 }

@@ -8,6 +8,7 @@
 mod backward;
 mod captures;
 mod indices;
+mod wgmma;
 
 use tilewright_ir::{DType, Error, ErrorKind, Result};
 use tilewright_plan::attention::{Attention, AttentionShape};
@@ -16,14 +17,17 @@ use tilewright_plan::{AttentionForward, View};
 use super::FRAGMENTS;
 use super::block_map;
 use super::functions::Functions;
-use super::launch::{Launch, Lowering, Source, unsupported};
+use super::launch::{Launch, Lowering, Source, Target, unsupported};
 use super::parameters::{Argument, Parameters};
-use super::tiles::{self, Needs, Pass, Tiles};
+use super::tiles::{self, HopperTiles, Needs, Pass, Tiles};
 use super::types::element;
 
 pub(super) use backward::lower as backward;
 
 const TILES: &str = include_str!("../../engines/attention/tiles.cuh");
+const SOFTMAX: &str = include_str!("../../engines/attention/softmax.cuh");
+const MACHINE_HOPPER: &str = include_str!("../../engines/machine_hopper.cuh");
+const FORWARD_HOPPER: &str = include_str!("../../engines/attention/forward_hopper.cuh");
 const FORWARD: &str = include_str!("../../engines/attention/forward.cuh");
 
 /// Lowers an attention.
@@ -31,12 +35,18 @@ pub(super) fn forward(forward: &AttentionForward, lowering: &mut Lowering) -> Re
     let attention = &forward.attention;
     let AttentionShape { batch, heads, queries, .. } = attention.shape;
     let needs = needs(attention, 1)?;
-    let tiles = choose(Pass::Forward, needs, lowering)?;
+    let hopper = hopper_tiles(attention, needs, lowering.target);
     let mut parameters = common_parameters(attention, lowering);
     parameters.view("output", &forward.output, attention.dtype, true);
     optional(&mut parameters, "unrounded", forward.unrounded.as_ref(), 4, true);
     optional(&mut parameters, "log_sum_exp", forward.log_sum_exp.as_ref(), 3, true);
     optional(&mut parameters, "maximum", forward.maximum.as_ref(), 3, true);
+    let tiles = match hopper {
+        Some(HopperTiles { columns, head, value, shared_bytes }) => {
+            Tiles { warps: 8, columns, slices: 1, head, value, shared_bytes, registers: 232 }
+        }
+        None => choose(Pass::Forward, needs, lowering)?,
+    };
     let mut constants = common_constants(attention, &tiles);
     constants += &constant("bool", "UNROUNDED", forward.unrounded.is_some());
     constants += &constant("bool", "LOG_SUM_EXP", forward.log_sum_exp.is_some());
@@ -51,24 +61,42 @@ pub(super) fn forward(forward: &AttentionForward, lowering: &mut Lowering) -> Re
     functions.mask(attention);
     functions.score(forward.score.as_ref());
     let text = functions.text;
+    let rows = 16 * tiles.warps;
     let comment = format!(
-        "attention of {} with head size {} and value size {}, in tiles of {} queries and {} keys.",
-        attention.dtype,
-        attention.shape.head_size,
-        attention.shape.value_size,
-        16 * tiles.warps,
-        tiles.columns
+        "attention of {} with head size {} and value size {}, in tiles of {rows} queries and {} keys.",
+        attention.dtype, attention.shape.head_size, attention.shape.value_size, tiles.columns
     );
-    let source = Source::new("attention_forward", &comment, &parameters, &text, &[FRAGMENTS, TILES, FORWARD]);
+    let (source, threads) = if hopper.is_some() {
+        let engine = [FRAGMENTS, TILES, SOFTMAX, FORWARD_HOPPER];
+        let source = Source::new("attention_forward_hopper", &comment, &parameters, &text, &engine);
+        let instructions = wgmma::instructions(attention.dtype, tiles.columns);
+        // One more warpgroup brings the tiles.
+        (source.with_instructions(format!("{MACHINE_HOPPER}\n{instructions}")), 32 * tiles.warps + 128)
+    } else {
+        let engine = [FRAGMENTS, TILES, SOFTMAX, FORWARD];
+        (Source::new("attention_forward", &comment, &parameters, &text, &engine), 32 * tiles.warps)
+    };
     lowering.program.sites.extend(sites);
     lowering.launch(Launch {
         source,
-        blocks: batch * heads * queries.div_ceil(16 * tiles.warps),
-        threads: 32 * tiles.warps,
+        blocks: batch * heads * queries.div_ceil(rows),
+        threads,
         shared_bytes: tiles.shared_bytes,
         arguments: parameters.arguments,
     });
     Ok(())
+}
+
+/// The tiles for Hopper's own instructions, where they serve: rows that can be copied 16 bytes at a time, and
+/// more queries than one warpgroup's.
+fn hopper_tiles(attention: &Attention, needs: Needs, target: Target) -> Option<HopperTiles> {
+    let AttentionShape { queries, head_size, value_size, .. } = attention.shape;
+    let views = [(&attention.query, head_size), (&attention.key, head_size), (&attention.value, value_size)];
+    let whole = views.into_iter().all(|(view, size)| vectors(view, size, attention.dtype));
+    if target.capability != 90 || queries <= 64 || !whole {
+        return None;
+    }
+    tiles::hopper_tiles(needs, target.shared_bytes)
 }
 
 /// What tiles depend on, of a pass that holds so many numbers of a pair at once.

@@ -54,7 +54,7 @@ KERNEL void __launch_bounds__(32 * WARPS, 1) attention_backward_keys(const __gri
                 float scores[COLUMNS / 8][4], weights[COLUMNS / 8][4], slopes[COLUMNS / 8][4];
                 float terms[at_least_one(TERMS)][COLUMNS / 8][4];
                 product<COLUMNS / 8, HEAD>(scores, key_tile, 16 * warp_index(), query_tile, HEAD_STRIDE);
-                unsigned admitted = state == FULL
+                Bits admitted = state == FULL
                                         ? weigh<false>(p, at, scores, weights, log_sum_exps, query, fault)
                                         : weigh<true>(p, at, scores, weights, log_sum_exps, query, fault);
                 bool clean = true;
@@ -66,8 +66,7 @@ KERNEL void __launch_bounds__(32 * WARPS, 1) attention_backward_keys(const __gri
                     if (clean) {
                         accumulate(value_sums, weights, cotangent_tile, VALUE_STRIDE, slice * VALUE_SLICE);
                     } else if constexpr (MASKED) {
-                        accumulate_admitted(value_sums, weights, admitted, panel, cotangent_tile, VALUE_STRIDE,
-                                            slice * VALUE_SLICE);
+                        accumulate_admitted(value_sums, weights, admitted, panel, Rows<VALUE>{cotangent_tile, slice * VALUE_SLICE});
                     }
                 }
                 if constexpr (KEY_COTANGENT || TERMS > 0) {
@@ -78,8 +77,7 @@ KERNEL void __launch_bounds__(32 * WARPS, 1) attention_backward_keys(const __gri
                     if (clean) {
                         accumulate(key_sums, slopes, query_tile, HEAD_STRIDE, slice * HEAD_SLICE);
                     } else if constexpr (MASKED) {
-                        accumulate_admitted(key_sums, slopes, admitted, panel, query_tile, HEAD_STRIDE,
-                                            slice * HEAD_SLICE);
+                        accumulate_admitted(key_sums, slopes, admitted, panel, Rows<HEAD>{query_tile, slice * HEAD_SLICE});
                     }
                 }
 #pragma unroll

@@ -24,7 +24,7 @@ KERNEL void __launch_bounds__(32 * WARPS, 1) attention_backward_pairs(const __gr
     for (long long unit = block_index(); unit < batches * heads * tiles; unit += block_count()) {
         long long query = unit % tiles / key_tiles * ROWS, key = unit % key_tiles * COLUMNS;
         float sums[COLUMNS / 8][4] = {};
-        unsigned ever = 0;
+        Bits ever = 0;
         Place at;
         for (int i = 0; i < shared_batches * shared_heads; ++i) {
             int b = unit / tiles / heads + i / shared_heads, h = unit / tiles % heads + i % shared_heads;
@@ -54,7 +54,7 @@ KERNEL void __launch_bounds__(32 * WARPS, 1) attention_backward_pairs(const __gr
             float scores[COLUMNS / 8][4], weights[COLUMNS / 8][4], slopes[COLUMNS / 8][4];
             float terms[at_least_one(TERMS)][COLUMNS / 8][4];
             product<COLUMNS / 8, HEAD>(scores, query_tile, 16 * warp_index(), key_tile, HEAD_STRIDE);
-            unsigned admitted = state == FULL ? weigh<false>(p, at, scores, weights, log_sum_exps, query, fault)
+            Bits admitted = state == FULL ? weigh<false>(p, at, scores, weights, log_sum_exps, query, fault)
                                               : weigh<true>(p, at, scores, weights, log_sum_exps, query, fault);
             product<COLUMNS / 8, VALUE>(slopes, cotangent_tile, 16 * warp_index(), value_tile, VALUE_STRIDE);
             differentiate(p, at, scores, weights, slopes, admitted, deltas, query, terms, fault);

@@ -63,7 +63,7 @@ KERNEL void __launch_bounds__(32 * WARPS, 1) attention_backward_queries(const __
         float scores[COLUMNS / 8][4], weights[COLUMNS / 8][4], slopes[COLUMNS / 8][4];
         float terms[at_least_one(TERMS)][COLUMNS / 8][4];
         product<COLUMNS / 8, HEAD>(scores, query_tile, 16 * warp_index(), key_tile, HEAD_STRIDE);
-        unsigned admitted = state == FULL ? weigh<false>(p, at, scores, weights, log_sum_exps, first, fault)
+        Bits admitted = state == FULL ? weigh<false>(p, at, scores, weights, log_sum_exps, first, fault)
                                           : weigh<true>(p, at, scores, weights, log_sum_exps, first, fault);
         product<COLUMNS / 8, VALUE>(slopes, cotangent_tile, 16 * warp_index(), value_tile, VALUE_STRIDE);
         differentiate(p, at, scores, weights, slopes, admitted, deltas, first, terms, fault);
@@ -73,7 +73,7 @@ KERNEL void __launch_bounds__(32 * WARPS, 1) attention_backward_queries(const __
             if (clean) {
                 accumulate(query_sums, slopes, key_tile, HEAD_STRIDE, 0);
             } else if constexpr (MASKED) {
-                accumulate_admitted(query_sums, slopes, admitted, panel, key_tile, HEAD_STRIDE, 0);
+                accumulate_admitted(query_sums, slopes, admitted, panel, Rows<HEAD>{key_tile, 0});
             }
         }
         constexpr int HEADS_FROM = ROW_SUMS, DIFFERENCES_FROM = HEADS_FROM + HEAD_SUMS,

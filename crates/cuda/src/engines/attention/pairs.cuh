@@ -25,9 +25,9 @@ DEVICE long long key_of(const Place& at, int j, int e) {
 // Turns products into raw scores and the weights that the log-sum-exp makes of them. Gives which pairs are
 // admitted, a bit each. `log_sum_exps` begins at `first_query`.
 template <bool CHECKED>
-DEVICE unsigned weigh(const Parameters& p, const Place& at, float (&scores)[COLUMNS / 8][4],
+DEVICE Bits weigh(const Parameters& p, const Place& at, float (&scores)[COLUMNS / 8][4],
                       float (&weights)[COLUMNS / 8][4], const float* log_sum_exps, long long first_query, Fault& fault) {
-    unsigned admitted = 0;
+    Bits admitted = 0;
 #pragma unroll
     for (int j = 0; j < COLUMNS / 8; ++j) {
 #pragma unroll
@@ -39,7 +39,7 @@ DEVICE unsigned weigh(const Parameters& p, const Place& at, float (&scores)[COLU
             scores[j][e] *= (float)p.scale;
             float s = score(p, at.b, at.h, q, k, scores[j][e], live, fault);
             weights[j][e] = live ? exponential(s - log_sum_exp) : 0;
-            admitted |= (unsigned)live << (4 * j + e);
+            admitted |= (Bits)live << (4 * j + e);
         }
     }
     return admitted;
@@ -47,7 +47,7 @@ DEVICE unsigned weigh(const Parameters& p, const Place& at, float (&scores)[COLU
 
 // Turns cotangents of weights into those of raw scores, and gives the terms.
 DEVICE void differentiate(const Parameters& p, const Place& at, const float (&scores)[COLUMNS / 8][4],
-                          const float (&weights)[COLUMNS / 8][4], float (&slopes)[COLUMNS / 8][4], unsigned admitted,
+                          const float (&weights)[COLUMNS / 8][4], float (&slopes)[COLUMNS / 8][4], Bits admitted,
                           const float* deltas, long long first_query,
                           float (&terms)[at_least_one(TERMS)][COLUMNS / 8][4], Fault& fault) {
 #pragma unroll

@@ -2,6 +2,13 @@
 
 constexpr int PADDING = 8;  // elements between rows, so that neighbouring rows lie in other banks
 
+// A bit for each of a lane's pairs of a tile: element e of block j is bit 4j + e.
+template <bool WIDE>
+struct BitsOf { typedef unsigned Type; };
+template <>
+struct BitsOf<true> { typedef unsigned long long Type; };
+typedef BitsOf<(COLUMNS > 64)>::Type Bits;
+
 // What a mask leaves of a tile.
 constexpr int EMPTY = 0, PARTIAL = 1, FULL = 2;
 
@@ -61,18 +68,18 @@ DEVICE float exponential(float x) {
 }
 
 // As `accumulate`, over admitted pairs only: where a row of the tile is not finite, 0 times it would show. The
-// weights go by way of a panel of this warp's rows.
-template <int DEPTH_BLOCKS, int BLOCKS, typename E>
-DEVICE void accumulate_admitted(float (&sums)[BLOCKS][4], const float (&weights)[DEPTH_BLOCKS][4], unsigned admitted,
-                                float* panel, const E* rows, int stride, int column) {
+// weights go by way of a panel of this warp's rows; `element` gives an element of the tile.
+template <int DEPTH_BLOCKS, int BLOCKS, typename F>
+DEVICE void accumulate_admitted(float (&sums)[BLOCKS][4], const float (&weights)[DEPTH_BLOCKS][4], Bits admitted,
+                                float* panel, F element) {
     constexpr int DEPTH = 8 * DEPTH_BLOCKS;
     int g = lane_index() / 4, t = lane_index() % 4;
-    unsigned* flags = (unsigned*)(panel + 16 * (DEPTH + 1));
+    Bits* flags = (Bits*)(panel + 16 * (DEPTH + 1));
 #pragma unroll
     for (int i = 0; i < DEPTH_BLOCKS; ++i) {
 #pragma unroll
         for (int e = 0; e < 4; ++e) {
-            panel[(g + e / 2 * 8) * (DEPTH + 1) + 8 * i + 2 * t + e % 2] = to_float(from_float<E>(weights[i][e]));
+            panel[(g + e / 2 * 8) * (DEPTH + 1) + 8 * i + 2 * t + e % 2] = to_float(from_float<Element>(weights[i][e]));
         }
     }
     flags[lane_index()] = admitted;
@@ -80,13 +87,13 @@ DEVICE void accumulate_admitted(float (&sums)[BLOCKS][4], const float (&weights)
     for (int i = 0; i < 4 * DEPTH; ++i) {
         int half = i / (2 * DEPTH), depth = i % (2 * DEPTH) / 2, row = g + half * 8;
         // Which lane, and which of its bits, holds this pair.
-        unsigned mine = flags[g * 4 + depth % 8 / 2] >> (depth / 8 * 4 + half * 2 + depth % 2) & 1;
+        bool mine = flags[g * 4 + depth % 8 / 2] >> (depth / 8 * 4 + half * 2 + depth % 2) & 1;
         if (!mine) continue;
         float weight = panel[row * (DEPTH + 1) + depth];
         int e = half * 2 + i % 2;
 #pragma unroll
         for (int j = 0; j < BLOCKS; ++j) {
-            float x = weight * to_float(rows[depth * stride + column + 8 * j + 2 * t + i % 2]);
+            float x = weight * to_float(element(depth, 8 * j + 2 * t + i % 2));
 #pragma unroll
             for (int slot = 0; slot < 4; ++slot) {
                 if (slot == e) sums[j][slot] += x;
@@ -98,4 +105,12 @@ DEVICE void accumulate_admitted(float (&sums)[BLOCKS][4], const float (&weights)
 
 // Floats of shared memory that a warp's panel takes.
 template <int COLUMNS>
-constexpr int panel_floats() { return 16 * (COLUMNS + 1) + 32; }
+constexpr int panel_floats() { return 16 * (COLUMNS + 1) + 64; }
+
+// The elements of a tile whose rows are padded, from a column on.
+template <int PADDED>
+struct Rows {
+    const Element* tile;
+    int column;
+    DEVICE Element operator()(int row, int at) const { return tile[row * (PADDED + PADDING) + column + at]; }
+};

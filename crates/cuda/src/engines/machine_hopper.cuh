@@ -1,0 +1,60 @@
+// What kernels for Hopper ask of the machine beyond `machine.cuh`. Its matrix units read shared memory as panels of
+// 64 elements a row, 128 bytes, whose 16-byte parts are exchanged: part c of row r lies at c ^ (r % 8). A warpgroup
+// of four warps multiplies together, and goes on before the product is done.
+
+// Barriers in shared memory. Phases are counted from 0; a wait is for the end of the phase of a parity.
+DEVICE unsigned shared_address(const void* x) { return (unsigned)__cvta_generic_to_shared(x); }
+DEVICE void init_barrier(unsigned long long* barrier, int arrivals) {
+    asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(barrier)), "r"(arrivals) : "memory");
+}
+DEVICE void arrive(unsigned long long* barrier) {
+    asm volatile("{ .reg .b64 state; mbarrier.arrive.shared::cta.b64 state, [%0]; }" ::"r"(shared_address(barrier))
+                 : "memory");
+}
+DEVICE void wait_barrier(unsigned long long* barrier, int parity) {
+    asm volatile(
+        "{ .reg .pred done;\n"
+        "again: mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
+        "@!done bra again; }" ::"r"(shared_address(barrier)),
+        "r"(parity)
+        : "memory");
+}
+
+// Copies of this thread since the last call are a group; waits until all groups but the last N are done.
+DEVICE void close_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+template <int N>
+DEVICE void wait_for_copies_but() { asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory"); }
+
+// Lets the matrix units see what this thread wrote to shared memory.
+DEVICE void publish_to_matrix_units() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
+
+// Registers of a thread, changed by all warps of a warpgroup.
+template <int N>
+DEVICE void give_registers() { asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(N)); }
+template <int N>
+DEVICE void take_registers() { asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(N)); }
+
+// Products: those between `begin_products` and `close_products` are a group.
+DEVICE void begin_products() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
+DEVICE void close_products() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
+template <int N>
+DEVICE void wait_for_products_but() { asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(N) : "memory"); }
+
+// Where the matrix units find a panel, from a row and depth on: groups of 8 rows are `stride` bytes apart.
+DEVICE unsigned long long panel_of(const void* start, int stride) {
+    unsigned long long address = shared_address(start) >> 4 & 0x3fff;
+    return address | 1ull << 16 | (unsigned long long)(stride >> 4) << 32 | 1ull << 62;
+}
+
+// Whether x holds in any thread of the warpgroup; waits for all of it. `number` names the warpgroup.
+DEVICE bool any_in_warpgroup(bool x, int number) {
+    int any;
+    asm volatile(
+        "{ .reg .pred mine, all; setp.ne.b32 mine, %1, 0;\n"
+        "barrier.cta.red.or.aligned.pred all, %2, 128, mine;\n"
+        "selp.b32 %0, 1, 0, all; }"
+        : "=r"(any)
+        : "r"((int)x), "r"(number)
+        : "memory");
+    return any != 0;
+}
