@@ -1,6 +1,7 @@
 //! The Python half of the tests: the wheel is built into a virtual environment that is kept between runs.
 
-use std::path::PathBuf;
+use std::fs;
+use std::path::{Path, PathBuf};
 
 use crate::{Outcome, command, execute, root};
 
@@ -17,9 +18,10 @@ const TORCH_IMPORTS: &[&str] = &[
     "numpy",
     "setuptools>=77.0.3",
 ];
+const NVRTC: &str = "nvidia-cuda-nvrtc==13.2.86";
 const TORCH_LIBRARIES: &[&str] = &[
     "nvidia-cublas==13.4.1.3",
-    "nvidia-cuda-nvrtc==13.2.86",
+    NVRTC,
     "nvidia-cuda-runtime==13.2.86",
     "nvidia-cuda-cupti==13.2.86",
     "nvidia-cufft==12.2.0.57",
@@ -33,20 +35,70 @@ const TORCH_LIBRARIES: &[&str] = &[
 ];
 const TOOLS: &[&str] = &["maturin>=1.9,<2", "pytest", "mypy", "pyright"];
 
+/// What is typed beside the package.
+const TYPED: &[&str] = &["tests", "../../examples/python", "../../bench/python_overhead.py"];
+
 /// Builds the binding and runs its tests and type checkers.
 pub fn test() -> Outcome {
     let environment = environment()?;
+    install_package(&environment)?;
     let python = |arguments: &[&str]| {
         let mut command = command(environment.join("bin/python"), arguments);
         command.current_dir(root().join("bindings/python"));
         command
     };
-    execute(&mut python(&["-m", "pip", "install", "--quiet", "--no-deps", "--force-reinstall", "."]))?;
     execute(&mut python(&["-m", "pytest"]))?;
-    let tests = ["tests", "../../examples/python", "../../bench/python_overhead.py"];
-    execute(&mut python(&[&["-m", "mypy", "--strict", "--package", "tilewright"][..]].concat()))?;
-    execute(&mut python(&[&["-m", "mypy", "--strict"][..], &tests].concat()))?;
-    execute(&mut python(&["-m", "pyright"]))
+    execute(&mut python(&["-m", "pytest", "--doctest-modules", "--pyargs", "tilewright"]))?;
+
+    let previous = previous_mypy(&environment)?;
+    for folder in [None, Some(&previous)] {
+        for what in [&["--package", "tilewright"][..], TYPED] {
+            let mut mypy = python(&[&["-m", "mypy", "--strict"], what].concat());
+            if let Some(folder) = folder {
+                // The two versions would each think the other's cache stale.
+                mypy.env("PYTHONPATH", folder).env("MYPY_CACHE_DIR", folder.join("cache"));
+            }
+            execute(&mut mypy)?;
+        }
+    }
+    let interpreter = environment.join("bin/python");
+    execute(&mut python(&["-m", "pyright", "--pythonpath", &interpreter.to_string_lossy()]))
+}
+
+/// Builds the wheel and installs it. It is built in the profile of the Rust tests, so that it takes over their build of
+/// the engine.
+fn install_package(environment: &Path) -> Outcome {
+    let wheels = root().join("target/wheels/dev");
+    if wheels.exists() {
+        fs::remove_dir_all(&wheels).map_err(|error| format!("{}: {error}", wheels.display()))?;
+    }
+    let python = environment.join("bin/python");
+    let out = wheels.to_string_lossy();
+    let manifest = "bindings/python/Cargo.toml";
+    let build = ["-m", "maturin", "build", "--quiet", "--profile", "dev", "--compatibility", "linux"];
+    execute(&mut command(&python, &[&build[..], &["--manifest-path", manifest, "--out", &out]].concat()))?;
+    let made = fs::read_dir(&wheels).map_err(|error| format!("{}: {error}", wheels.display()))?;
+    let wheel = made.flatten().next().ok_or("maturin left no wheel")?.path();
+    let install = ["-m", "pip", "install", "--quiet", "--no-deps", "--force-reinstall"];
+    execute(&mut command(&python, &[&install[..], &[&wheel.to_string_lossy()]].concat()))
+}
+
+/// The folder of NVIDIA's run-time compiler, with which the GPU engine's tests compile kernels without a GPU: that
+/// of the Python tests if it is there, else one that is fetched now. None where neither can be had.
+pub fn compiler() -> Option<PathBuf> {
+    let library = |environment: &str| {
+        let packages = std::fs::read_dir(root().join(environment).join("lib")).ok()?;
+        let folders = packages.flatten().map(|entry| entry.path().join("site-packages/nvidia/cu13/lib"));
+        folders.into_iter().find(|folder| folder.join("libnvrtc.so.13").exists())
+    };
+    let found = library("target/venv").or_else(|| library("target/nvrtc"));
+    found.or_else(|| {
+        let path = root().join("target/nvrtc");
+        execute(&mut command("python3", &["-m", "venv", &path.to_string_lossy()])).ok()?;
+        let install = ["-m", "pip", "install", "--quiet", "--no-deps", NVRTC];
+        execute(&mut command(path.join("bin/python"), &install)).ok()?;
+        library("target/nvrtc")
+    })
 }
 
 /// The virtual environment, made at its first use.
@@ -75,4 +127,21 @@ fn environment() -> Result<PathBuf, String> {
         install(TOOLS, &[])?;
     }
     Ok(path)
+}
+
+/// The minor release of mypy before the one installed, in a folder of its own, so that an upgrade of the checker
+/// surprises nobody who stays behind.
+fn previous_mypy(environment: &Path) -> Result<PathBuf, String> {
+    let python = environment.join("bin/python");
+    let print = "import mypy.version; print('.'.join(mypy.version.__version__.split('.')[:2]))";
+    let output = command(&python, &["-c", print]).output().map_err(|error| format!("mypy: {error}"))?;
+    let newest = String::from_utf8_lossy(&output.stdout).trim().to_owned();
+    let folder = root().join("target").join(format!("mypy-before-{newest}"));
+    if !folder.exists() {
+        let wanted = format!("mypy<{newest}");
+        let target = folder.to_string_lossy();
+        let install = ["-m", "pip", "install", "--quiet", "--target", &target, &wanted];
+        execute(&mut command(&python, &install))?;
+    }
+    Ok(folder)
 }

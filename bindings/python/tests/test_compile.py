@@ -11,6 +11,7 @@ import torch
 import torch.nn.attention.flex_attention as torch_flex
 from torch import Tensor, nn
 from torch.multiprocessing.spawn import spawn
+from torch.utils.checkpoint import checkpoint
 
 import tilewright.torch
 from tilewright.torch import associative_scan, create_block_mask, flex_attention
@@ -89,6 +90,23 @@ def test_enable_replaces_torchs_own_operator() -> None:
     _agree(_gradients(model, loss), _gradients(ours, expected))
 
 
+def test_what_a_score_function_computes_from_captures_alone() -> None:
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(1, 2, 17, 8, requires_grad=True) for _ in range(3))
+    slopes = torch.randn(2, requires_grad=True)
+
+    def function(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        def score(s: Tensor, b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
+            return s - (torch.exp(slopes) * 2)[h] * torch.abs(i - j)
+
+        return flex_attention(q, k, v, score).square().sum()
+
+    eager = torch.autograd.grad(function(q, k, v), (q, k, v, slopes))
+    compiled = torch.autograd.grad(torch.compile(function, fullgraph=True)(q, k, v), (q, k, v, slopes))
+    for a, b in zip(compiled, eager):
+        torch.testing.assert_close(a, b)
+
+
 def test_statistics_under_compile() -> None:
     q, k, v = (torch.randn(1, 2, 17, 8, requires_grad=True) for _ in range(3))
 
@@ -106,7 +124,7 @@ def test_activation_checkpointing_and_autocast() -> None:
     model = Model(flex_attention)
     x = torch.randn(2, 24, 16)
     plain = _gradients(model, model(x))
-    again = torch.utils.checkpoint.checkpoint(model, x, use_reentrant=False)
+    again = checkpoint(model, x, use_reentrant=False)
     _agree(_gradients(model, again), plain)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         loss = model(x)
@@ -172,15 +190,68 @@ def test_distributed_data_parallel() -> None:
         _agree(results[1], results[0])
 
 
-def test_scan_under_compile() -> None:
-    a, b = torch.rand(3, 20, requires_grad=True), torch.randn(3, 20, requires_grad=True)
+# With a gate that is not one, the function would not be associative.
+def _recurrence(scan: Callable[..., Any], gate: Tensor, dim: int, reverse: bool) -> Callable[[Tensor, Tensor], Tensor]:
+    def combine(l: Any, r: Any) -> Any:
+        return l[0] * r[0] * torch.sigmoid(gate), r[0] * torch.sigmoid(gate) * l[1] + r[1]
 
     def function(a: Tensor, b: Tensor) -> Tensor:
-        _, y = associative_scan(lambda l, r: (l[0] * r[0], r[0] * l[1] + r[1]), (a, b), dim=1)
-        loss: Tensor = y.square().sum()
+        h, y = scan(combine, (torch.sigmoid(a), b), dim, reverse=reverse)
+        loss: Tensor = (y * h.cos()).square().sum()
         return loss
 
-    eager = torch.autograd.grad(function(a, b), (a, b))
-    compiled = torch.autograd.grad(torch.compile(function)(a, b), (a, b))
+    return function
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("dim", [0, 1, -1])
+def test_scan_under_compile(dim: int, reverse: bool) -> None:
+    torch.manual_seed(0)
+    a, b = (torch.randn(5, 20, 4, requires_grad=True) for _ in range(2))
+    gate = torch.full((), 40.0, requires_grad=True)
+    function = _recurrence(associative_scan, gate, dim, reverse)
+    eager = [function(a, b), *torch.autograd.grad(function(a, b), (a, b, gate))]
+    compiled = torch.compile(function, fullgraph=True)
+    found = [compiled(a, b), *torch.autograd.grad(compiled(a, b), (a, b, gate))]
+    for x, y in zip(found, eager):
+        torch.testing.assert_close(x, y)
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_enable_replaces_torchs_own_scan(reverse: bool) -> None:
+    from torch._higher_order_ops.associative_scan import associative_scan as torch_scan
+
+    tilewright.torch.enable()
+    torch.manual_seed(0)
+    a, b = (torch.randn(3, 20, requires_grad=True) for _ in range(2))
+    gate = torch.full((), 40.0)
+    ours = _recurrence(associative_scan, gate, 1, reverse)(a, b)
+    theirs = torch.compile(_recurrence(torch_scan, gate, 1, reverse), fullgraph=True)(a, b)
+    torch.testing.assert_close(theirs, ours)
+    for x, y in zip(torch.autograd.grad(theirs, (a, b)), torch.autograd.grad(ours, (a, b))):
+        torch.testing.assert_close(x, y)
+
+
+def test_any_function_scans_under_compile() -> None:
+    torch.manual_seed(0)
+    xs = (torch.eye(3) + 0.2 * torch.randn(7, 2, 3, 3)).requires_grad_()
+    a, b = torch.rand(6, 2, 4).requires_grad_(), torch.randn(6, 2, 3, 4).requires_grad_()
+
+    def function(xs: Tensor, a: Tensor, b: Tensor) -> Tensor:
+        products = associative_scan(lambda x, y: y @ x, xs, dim=0)
+        states = associative_scan(lambda l, r: (l[0] * r[0], r[0].unsqueeze(1) * l[1] + r[1]), (a, b), dim=0)
+        last = associative_scan(lambda l, r: r, xs, dim=1)
+        loss: Tensor = products.square().sum() + states[1].square().sum() + (last * xs.cos()).sum()
+        return loss
+
+    eager = torch.autograd.grad(function(xs, a, b), (xs, a, b))
+    compiled = torch.autograd.grad(torch.compile(function, fullgraph=True)(xs, a, b), (xs, a, b))
     for x, y in zip(compiled, eager):
         torch.testing.assert_close(x, y)
+
+
+def test_another_backend_is_refused_where_it_would_be_wrong() -> None:
+    x = torch.randn(3, 5)
+    compiled = torch.compile(lambda x: associative_scan(lambda l, r: l + r, x, dim=1), backend="eager")
+    with pytest.raises(tilewright.ArgumentError, match="inductor"):
+        compiled(x)

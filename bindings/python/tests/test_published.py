@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.utils._pytree as pytree
 from test_scan import loop
 from torch import Tensor
 
@@ -198,9 +199,9 @@ def test_scan_functions(name: str, reverse: bool) -> None:
     }
     combine, xs = cases[name]
     dim = 0 if name in ("matmul", "nonpointwise") else 1
-    leaves = torch.utils._pytree.tree_leaves(xs)
-    ours = torch.utils._pytree.tree_leaves(associative_scan(combine, xs, dim, reverse=reverse, combine_mode="generic"))
-    golden = torch.utils._pytree.tree_leaves(loop(combine, xs, dim, reverse))
+    leaves = pytree.tree_leaves(xs)
+    ours = pytree.tree_leaves(associative_scan(combine, xs, dim, reverse=reverse, combine_mode="generic"))
+    golden = pytree.tree_leaves(loop(combine, xs, dim, reverse))
     for a, b in zip(ours, golden):
         torch.testing.assert_close(a, b)
     cotangents = [torch.randn_like(x) for x in golden]

@@ -108,9 +108,14 @@ class Capture:
     def __dlpack_device__(self) -> tuple[Any, int]:
         return self.array.__dlpack_device__()
 
-    def __getitem__(self, position: Any) -> Traced:
-        """A read at traced indices; outside of a traced function, index ``array``."""
-        return cast(Traced, arrays.index(self, position))
+    def __getitem__(self, position: Any) -> Any:
+        """A read at traced indices; at other ones, a capture of that part, which is not copied."""
+        items = position if isinstance(position, tuple) else (position,)
+        if any(isinstance(item, Value) for item in items):
+            return arrays.index(self, items)
+        # The ellipsis makes libraries give an array, and no number, where nothing is left of the axes.
+        rest = () if any(item is Ellipsis for item in items) else (Ellipsis,)
+        return Capture(cast(Any, self.array)[(*items, *rest)])
 
 
 def capture(array: SupportsDLPack) -> Capture:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from typing_extensions import Self
+
 from tilewright._errors import TraceError
 from tilewright._trace import arrays, elementwise
 from tilewright._trace.elementwise import binary, compare, unary
@@ -19,20 +21,25 @@ class Traced(Value):
 
     __slots__ = ()
 
+    def _own(self, value: Value) -> Self:
+        """Every value of a region is of its library's class, which is this one."""
+        assert isinstance(value, type(self))
+        return value
+
     @property
     def shape(self) -> tuple[int, ...]:
         """The extent of each axis."""
         return self._shape
 
     @property
-    def T(self) -> Traced:  # noqa: N802
+    def T(self) -> Self:  # noqa: N802
         """The axes in reverse order."""
-        return _own(arrays.permute(self, tuple(reversed(range(self.ndim)))))
+        return self._own(arrays.permute(self, tuple(reversed(range(self.ndim)))))
 
     @property
-    def mT(self) -> Traced:  # noqa: N802
+    def mT(self) -> Self:  # noqa: N802
         """The last two axes exchanged."""
-        return _own(arrays.transpose(self, -1, -2))
+        return self._own(arrays.transpose(self, -1, -2))
 
     def __getattr__(self, name: str) -> Any:
         operation = OPERATIONS.get(name)
@@ -81,86 +88,86 @@ class Traced(Value):
     def __hash__(self) -> int:
         return id(self)
 
-    def __getitem__(self, position: Any) -> Traced:
-        return _own(arrays.index(self, position))
+    def __getitem__(self, position: Any) -> Self:
+        return self._own(arrays.index(self, position))
 
-    def __add__(self, other: Operand) -> Traced:
-        return _own(binary("add", self, other))
+    def __add__(self, other: Operand) -> Self:
+        return self._own(binary("add", self, other))
 
-    def __radd__(self, other: Operand) -> Traced:
-        return _own(binary("add", other, self))
+    def __radd__(self, other: Operand) -> Self:
+        return self._own(binary("add", other, self))
 
-    def __sub__(self, other: Operand) -> Traced:
-        return _own(binary("sub", self, other))
+    def __sub__(self, other: Operand) -> Self:
+        return self._own(binary("sub", self, other))
 
-    def __rsub__(self, other: Operand) -> Traced:
-        return _own(binary("sub", other, self))
+    def __rsub__(self, other: Operand) -> Self:
+        return self._own(binary("sub", other, self))
 
-    def __mul__(self, other: Operand) -> Traced:
-        return _own(binary("mul", self, other))
+    def __mul__(self, other: Operand) -> Self:
+        return self._own(binary("mul", self, other))
 
-    def __rmul__(self, other: Operand) -> Traced:
-        return _own(binary("mul", other, self))
+    def __rmul__(self, other: Operand) -> Self:
+        return self._own(binary("mul", other, self))
 
-    def __truediv__(self, other: Operand) -> Traced:
-        return _own(elementwise.divide(self, other))
+    def __truediv__(self, other: Operand) -> Self:
+        return self._own(elementwise.divide(self, other))
 
-    def __rtruediv__(self, other: Operand) -> Traced:
-        return _own(elementwise.divide(other, self))
+    def __rtruediv__(self, other: Operand) -> Self:
+        return self._own(elementwise.divide(other, self))
 
-    def __floordiv__(self, other: Operand) -> Traced:
-        return _own(elementwise.floor_divide(self, other))
+    def __floordiv__(self, other: Operand) -> Self:
+        return self._own(elementwise.floor_divide(self, other))
 
-    def __rfloordiv__(self, other: Operand) -> Traced:
-        return _own(elementwise.floor_divide(other, self))
+    def __rfloordiv__(self, other: Operand) -> Self:
+        return self._own(elementwise.floor_divide(other, self))
 
-    def __mod__(self, other: Operand) -> Traced:
-        return _own(binary("rem", self, other))
+    def __mod__(self, other: Operand) -> Self:
+        return self._own(binary("rem", self, other))
 
-    def __rmod__(self, other: Operand) -> Traced:
-        return _own(binary("rem", other, self))
+    def __rmod__(self, other: Operand) -> Self:
+        return self._own(binary("rem", other, self))
 
-    def __pow__(self, other: Operand) -> Traced:
-        return _own(elementwise.power(self, other))
+    def __pow__(self, other: Operand) -> Self:
+        return self._own(elementwise.power(self, other))
 
-    def __rpow__(self, other: Operand) -> Traced:
-        return _own(elementwise.power(other, self))
+    def __rpow__(self, other: Operand) -> Self:
+        return self._own(elementwise.power(other, self))
 
-    def __matmul__(self, other: Operand) -> Traced:
-        return _own(arrays.matmul(self, other))
+    def __matmul__(self, other: Operand) -> Self:
+        return self._own(arrays.matmul(self, other))
 
-    def __rmatmul__(self, other: Operand) -> Traced:
-        return _own(arrays.matmul(other, self))
+    def __rmatmul__(self, other: Operand) -> Self:
+        return self._own(arrays.matmul(other, self))
 
-    def __neg__(self) -> Traced:
-        return _own(unary("neg", self))
+    def __neg__(self) -> Self:
+        return self._own(unary("neg", self))
 
-    def __pos__(self) -> Traced:
+    def __pos__(self) -> Self:
         return self
 
-    def __abs__(self) -> Traced:
-        return _own(unary("abs", self))
+    def __abs__(self) -> Self:
+        return self._own(unary("abs", self))
 
-    def __invert__(self) -> Traced:
-        return _own(unary("not", self))
+    def __invert__(self) -> Self:
+        return self._own(unary("not", self))
 
-    def __and__(self, other: Operand) -> Traced:
-        return _own(binary("and", self, other))
+    def __and__(self, other: Operand) -> Self:
+        return self._own(binary("and", self, other))
 
-    def __rand__(self, other: Operand) -> Traced:
-        return _own(binary("and", other, self))
+    def __rand__(self, other: Operand) -> Self:
+        return self._own(binary("and", other, self))
 
-    def __or__(self, other: Operand) -> Traced:
-        return _own(binary("or", self, other))
+    def __or__(self, other: Operand) -> Self:
+        return self._own(binary("or", self, other))
 
-    def __ror__(self, other: Operand) -> Traced:
-        return _own(binary("or", other, self))
+    def __ror__(self, other: Operand) -> Self:
+        return self._own(binary("or", other, self))
 
-    def __xor__(self, other: Operand) -> Traced:
-        return _own(binary("xor", self, other))
+    def __xor__(self, other: Operand) -> Self:
+        return self._own(binary("xor", self, other))
 
-    def __rxor__(self, other: Operand) -> Traced:
-        return _own(binary("xor", other, self))
+    def __rxor__(self, other: Operand) -> Self:
+        return self._own(binary("xor", other, self))
 
     def __eq__(self, other: object) -> Any:
         return compare("eq", self, other)
@@ -168,20 +175,15 @@ class Traced(Value):
     def __ne__(self, other: object) -> Any:
         return compare("ne", self, other)
 
-    def __lt__(self, other: Operand) -> Traced:
-        return _own(compare("lt", self, other))
+    def __lt__(self, other: Operand) -> Self:
+        return self._own(compare("lt", self, other))
 
-    def __le__(self, other: Operand) -> Traced:
-        return _own(compare("le", self, other))
+    def __le__(self, other: Operand) -> Self:
+        return self._own(compare("le", self, other))
 
-    def __gt__(self, other: Operand) -> Traced:
-        return _own(compare("gt", self, other))
+    def __gt__(self, other: Operand) -> Self:
+        return self._own(compare("gt", self, other))
 
-    def __ge__(self, other: Operand) -> Traced:
-        return _own(compare("ge", self, other))
+    def __ge__(self, other: Operand) -> Self:
+        return self._own(compare("ge", self, other))
 
-
-def _own(value: Value) -> Traced:
-    """Every value of a region is of its library's class, which is one of these."""
-    assert isinstance(value, Traced)
-    return value

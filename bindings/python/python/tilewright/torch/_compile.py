@@ -1,9 +1,8 @@
-"""Inside ``torch.compile``: attention calls are captured by PyTorch's own operator, then replaced by ours.
+"""Inside ``torch.compile``: calls are captured by PyTorch's own operators, then replaced by ours.
 
-Dynamo knows how to trace a score function and to lift the tensors that it captures, for one operator only: PyTorch's
-``flex_attention``. So a call inside a compiled function becomes that operator, and a pass over the graph, before
-differentiation, replaces each by ``tilewright::call``. The score function's graph is run on traced values, as a user's
-function is outside of ``torch.compile``: one converter serves both.
+Dynamo knows how to trace a function that is an argument, and to lift the tensors that it captures, for PyTorch's own
+operators only. So a call inside a compiled function becomes such an operator, and a pass over the graph, before
+differentiation, replaces each by ``tilewright::call`` (``_replace.py``).
 """
 
 from __future__ import annotations
@@ -12,17 +11,16 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.utils._pytree as pytree
 from torch import Tensor, fx
-from torch._higher_order_ops.flex_attention import flex_attention as torch_operator
+from torch._higher_order_ops.flex_attention import flex_attention as flex_attention_op
+from torch._higher_order_ops.wrap import wrap
 from torch._inductor.custom_graph_pass import CustomGraphPass
 from torch.nn.attention import flex_attention as torch_module
 from torch.nn.attention.flex_attention import noop_mask
 
-from tilewright.torch import _operator as _operator  # registers the operator
-from tilewright.torch import _program
-from tilewright.torch._block_mask import block_table, from_table
-
-LOG2 = 0.6931471805599453
+from tilewright import _native
+from tilewright.torch._replace import FUNCTION_ONLY, LOG2, replace_calls
 
 
 def _identity(score: Any, b: Any, h: Any, q: Any, k: Any) -> Any:
@@ -33,23 +31,17 @@ def flex_attention(
     query: Tensor, key: Tensor, value: Tensor, score_mod: Any, block_mask: Any, scale: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The call as Dynamo sees it. PyTorch's operator gives its statistics in base 2."""
-    if block_mask is None:
-        mask_mod, is_function = noop_mask, True
+    if block_mask is not None and getattr(block_mask, "_sizes", None) is None:
+        blocks = block_mask.as_tuple()
     else:
-        mask_mod, is_function = block_mask.mask_mod, getattr(block_mask, "_sizes", None) is not None
-    if is_function:
+        mask_mod = noop_mask if block_mask is None else block_mask.mask_mod
         empty = query.new_zeros((1, 1, 1), dtype=torch.int32)
         # PyTorch's operator asks for the lists along keys and along queries; nobody will read them.
         lists = (empty, empty.unsqueeze(-1), None, None, empty, empty.unsqueeze(-1), None, None, None, None, None, None)
         blocks = (query.shape[2], key.shape[2], *lists, FUNCTION_ONLY, FUNCTION_ONLY, mask_mod)
-    else:
-        blocks = block_mask.as_tuple()
-    out, lse, maximum = torch_operator(query, key, value, score_mod or _identity, blocks, scale, _OPTIONS)
+    out, lse, maximum = flex_attention_op(query, key, value, score_mod or _identity, blocks, scale, _OPTIONS)
     return out, lse * LOG2, maximum * LOG2
 
-
-#: Stands for the block size where the mask's function says all.
-FUNCTION_ONLY = 1 << 30
 
 _OPTIONS: dict[str, Any] = {
     "BACKEND": "AUTO",
@@ -62,109 +54,47 @@ _OPTIONS: dict[str, Any] = {
 }
 
 
-class ReplaceAttention(CustomGraphPass):
+def associative_scan(
+    combine: Callable[[Any, Any], Any], leaves: list[Tensor], structure: Any, axis: int, reverse: bool
+) -> list[Tensor]:
+    """The call as Dynamo sees it: the function, called once on slices, and a node that says what is to become of it.
+
+    PyTorch's own scan operator would refuse functions that are not element-wise, and learned captures.
+    """
+
+    def flat(*slices: Tensor) -> tuple[Tensor, ...]:
+        left, right = slices[: len(leaves)], slices[len(leaves) :]
+        tree = combine(pytree.tree_unflatten(list(left), structure), pytree.tree_unflatten(list(right), structure))
+        return tuple(pytree.tree_leaves(tree))
+
+    slices = [leaf.select(axis, position) for position in (0, -1) for leaf in leaves]
+    results = wrap(flat, *slices)
+    scanned: list[Tensor] = torch.ops.tilewright.scan([*slices, *results], leaves, axis, reverse)
+    return scanned
+
+
+class ReplaceCalls(CustomGraphPass):
     """The graph pass. Its ``uuid`` keeps compiled graphs cached."""
 
     def __call__(self, graph: fx.Graph) -> None:
-        """Replaces each attention call in place."""
-        for node in list(graph.nodes):
-            if node.op == "call_function" and node.target is torch_operator:
-                _replace(graph, node)
-        graph.eliminate_dead_code()
+        """Replaces each call in place."""
+        replace_calls(graph)
 
     def uuid(self) -> str:
         """Changes when the pass does."""
-        return "tilewright-attention-1"
-
-
-def _module(graph: fx.Graph, node: fx.Node) -> fx.GraphModule:
-    owner = graph.owning_module
-    assert owner is not None and node.op == "get_attr"
-    module: Any = owner
-    for part in str(node.target).split("."):
-        module = getattr(module, part)
-    assert isinstance(module, fx.GraphModule)
-    return module
-
-
-def _function(graph: fx.Graph, node: fx.Node, lifted: tuple[Any, ...]) -> Callable[..., Any]:
-    module = _module(graph, node)
-
-    def run(*points: Any) -> Any:
-        return fx.Interpreter(module).run(*points, *lifted)
-
-    return run
-
-
-def _example(node: Any) -> Any:
-    return node.meta["example_value"] if isinstance(node, fx.Node) else node
-
-
-def _replace(graph: fx.Graph, node: fx.Node) -> None:
-    arguments: tuple[Any, ...] = node.args
-    query, key, value, score, blocks, scale, _options, score_captures, mask_captures = arguments
-    nodes: dict[int, fx.Node] = {}
-
-    def lift(captured: Any) -> tuple[Any, ...]:
-        examples = []
-        for item in captured:
-            example = _example(item)
-            if isinstance(item, fx.Node) and isinstance(example, Tensor):
-                nodes[id(example)] = item
-            examples.append(example)
-        return tuple(examples)
-
-    score_function = _function(graph, score, lift(score_captures))
-    mask_node = blocks[-1]
-    mask_function: Callable[..., Any] | None = None
-    if not _is_noop(_module(graph, mask_node)):
-        mask_function = _function(graph, mask_node, lift(mask_captures))
-    with graph.inserting_before(node):
-        if _example(blocks[-2]) != FUNCTION_ONLY:
-            table = graph.call_function(block_table, (blocks[1], *blocks[2:6], blocks[-2]))
-            example = block_table(*(_example(item) for item in table.args))
-            table.meta["example_value"] = example
-            nodes[id(example)] = table
-            mask_function = from_table(example, (_example(blocks[-3]), _example(blocks[-2])), mask_function)
-        q, k, v = (_example(operand) for operand in (query, key, value))
-        program, captures = _program.attention(q, k, v, score_function, mask_function, float(_example(scale)))
-        inputs = [query, key, value, *(nodes[id(capture)] for capture in captures)]
-        call = graph.call_function(torch.ops.tilewright.call.default, (inputs, program))
-        out, lse, maximum = node.meta["example_value"]
-        unrounded = [out.to(lse.dtype)] * (out.dtype.itemsize == 2)
-        call.meta["example_value"] = [out, lse, maximum, *unrounded]
-        out = graph.call_function(_pick, (call, 0))
-        statistics = [graph.call_function(_in_base_two, (graph.call_function(_pick, (call, i)),)) for i in (1, 2)]
-    for user in list(node.users):
-        index: Any = user.args[1]
-        user.replace_all_uses_with(out if index == 0 else statistics[int(index) - 1])
-        graph.erase_node(user)
-    graph.erase_node(node)
-
-
-def _pick(items: list[Tensor], index: int) -> Tensor:
-    return items[index]
-
-
-def _in_base_two(statistic: Tensor) -> Tensor:
-    return statistic / LOG2
-
-
-def _is_noop(module: fx.GraphModule) -> bool:
-    calls = [node for node in module.graph.nodes if node.op not in ("placeholder", "output")]
-    return len(calls) == 1 and calls[0].op == "call_method" and calls[0].target == "new_ones"
+        return f"tilewright-{_native.__version__}-2"
 
 
 def install() -> None:
     """Makes ``torch.compile`` run the pass. Idempotent."""
     from torch._inductor import config
 
-    if not isinstance(config.pre_grad_custom_pass, ReplaceAttention):
+    if not isinstance(config.pre_grad_custom_pass, ReplaceCalls):
         previous = config.pre_grad_custom_pass
-        config.pre_grad_custom_pass = ReplaceAttention() if previous is None else _Both(previous)
+        config.pre_grad_custom_pass = ReplaceCalls() if previous is None else _Both(previous)
 
 
-class _Both(ReplaceAttention):
+class _Both(ReplaceCalls):
     """The pass that somebody else installed, then ours."""
 
     def __init__(self, previous: Any) -> None:
@@ -180,7 +110,8 @@ class _Both(ReplaceAttention):
 
 
 def enable() -> None:
-    """Makes ``torch.compile`` use this package wherever a model calls PyTorch's own ``flex_attention``.
+    """Makes ``torch.compile`` use this package wherever a model calls PyTorch's own ``flex_attention`` or
+    ``associative_scan``.
 
     Existing code needs no other change: training on the CPU, learned captures, log-sum-exp and maxima work there too.
     Outside of ``torch.compile``, PyTorch's function stays as it is; import ours instead.

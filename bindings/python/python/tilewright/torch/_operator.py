@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C._functorch import maybe_current_level
 
 from tilewright import _native
 from tilewright._program import vjp
@@ -86,7 +87,7 @@ _PLAIN = (Tensor, torch.nn.Parameter)
 def _run(inputs: list[Tensor], program: str) -> list[Tensor]:
     """The operator; past the dispatcher where there is nothing for it to do."""
     plain = all([type(x) in _PLAIN and x.is_cpu for x in inputs])
-    if plain and not torch._C._len_torch_dispatch_stack() and torch._C._functorch.maybe_current_level() is None:
+    if plain and not torch._C._len_torch_dispatch_stack() and maybe_current_level() is None:
         return _call_cpu(inputs, program)
     return _operator(inputs, program)
 

@@ -41,11 +41,11 @@ def _remembered(read: Reads | None, call: tuple[Hashable, ...], trace: Callable[
         (text, captures), as_known = watched(trace, read)
         places = {id(tensor): place for place, tensor in enumerate(read.tensors)}
         known = as_known and all(id(tensor) in places for tensor in captures)
-        entry = (text, [places[id(tensor)] for tensor in captures]) if known else (None, [])
+        captured = [places[id(tensor)] for tensor in captures] if known else []
         with _lock:
             if len(_known) >= _KEPT:
                 _known.clear()
-            _known[key] = (*entry, read.codes)
+            _known[key] = (text if known else None, captured, read.codes)
         return text, captures
     if found[0] is None:
         return trace()

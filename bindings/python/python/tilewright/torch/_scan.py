@@ -10,7 +10,7 @@ import torch.utils._pytree as pytree
 from torch import Tensor
 
 from tilewright._errors import ArgumentError, ShapeError
-from tilewright.torch import _program
+from tilewright.torch import _compile, _program
 from tilewright.torch._operator import call
 
 __all__ = ["associative_scan"]
@@ -61,7 +61,8 @@ def associative_scan(
     rank = leaves[0].dim()
     if not -rank <= dim < rank:
         raise ArgumentError(f"dim: between {-rank} and {rank - 1} expected, {dim} found")
-    axis = dim % rank
+    # A number also where Dynamo would take it for a symbol.
+    axis = range(rank)[dim]
     for i, leaf in enumerate(leaves):
         if leaf.dim() <= axis or leaf.shape[axis] != leaves[0].shape[axis]:
             raise ShapeError(
@@ -88,6 +89,8 @@ def associative_scan(
 def _run(combine: Callable[..., Any], leaves: list[Tensor], structure: Any, axis: int, reverse: bool) -> list[Tensor]:
     if leaves[0].shape[axis] == 0:
         return list(leaves)
+    if torch.compiler.is_dynamo_compiling():
+        return _compile.associative_scan(combine, leaves, structure, axis, reverse)
     program, captures = _program.scan(
         combine,
         leaves,
