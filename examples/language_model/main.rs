@@ -1,8 +1,9 @@
 //! Trains a small language model on the bytes of real text, by one compiled function, on the CPU.
 //!
 //! `cargo run --release --example language_model`: by default on this repository's own source. The model has no
-//! position embedding: what it knows of order it learns as one bias for each layer, head and distance. At the end
-//! it is compared, on held-out text, with a byte-trigram model and with the same model without biases.
+//! position embedding: what it knows of order is one bias for each layer, head and distance, which begins as a
+//! slope and is learned. At the end it is compared, on held-out text, with a byte-trigram model and with the same
+//! model without biases.
 
 mod data;
 mod pictures;

@@ -71,7 +71,7 @@ impl Gpt<Tensor> {
                 Kind::Attention => Mixer::Attention {
                     query_key_value: normal(&a, [width, 3 * width], into),
                     output,
-                    bias: config.biases.then(|| zeros([config.heads, config.context], DType::F32)),
+                    bias: config.biases.then(|| slopes(config.heads, config.context)),
                 },
                 Kind::Scan => Mixer::Scan {
                     value_and_gate: normal(&a, [width, 2 * width], into),
@@ -111,6 +111,14 @@ impl Gpt<Tensor> {
         let logits = self.logits(&windows.narrow(1, 0, length), heads);
         cross_entropy(logits, windows.narrow(1, 1, length)) / std::f64::consts::LN_2
     }
+}
+
+/// Biases `[heads, context]` to begin with: each head has a slope of its own, the first looks near, the last far
+/// (Press, Smith and Lewis 2022). Learning bends them.
+fn slopes(heads: usize, context: usize) -> Tensor {
+    let head = iota([heads, 1], 0, DType::F32);
+    let distance = iota([1, context], 1, DType::F32);
+    -(head * (-2.0 * std::f64::consts::LN_2)).exp() * distance
 }
 
 impl Mixer<Tensor> {
