@@ -112,6 +112,18 @@ impl Machine for Plain {
     const FUSED: bool = false;
 }
 
+/// Asks for the line of the cache that holds an address, which need not be good.
+#[inline(always)]
+pub(crate) fn prefetch(address: *const u8) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: a prefetch reads nothing that the program sees.
+    unsafe {
+        std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(address.cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = address;
+}
+
 /// Code to be compiled for each instruction set. `run` must be `#[inline(always)]`.
 pub trait Kernel {
     /// What it works on: pointers and sizes.

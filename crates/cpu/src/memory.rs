@@ -184,6 +184,8 @@ pub(crate) fn broken(message: impl Into<String>) -> Error {
 
 /// A zeroed, aligned allocation of plain numbers that can fail.
 pub struct Aligned<T: Number> {
+    allocation: *mut u8,
+    /// The first multiple of [`ALIGNMENT`] in the allocation.
     data: *mut T,
     length: usize,
 }
@@ -218,15 +220,13 @@ impl<T: Number> Aligned<T> {
         let Some(layout) = Aligned::<T>::layout(length) else {
             return Err(out_of_memory(length.saturating_mul(size_of::<T>())));
         };
-        if layout.size() == 0 {
-            return Ok(Aligned { data: std::ptr::without_provenance_mut(ALIGNMENT), length });
-        }
         // SAFETY: the layout is not of size 0.
-        let data = unsafe { std::alloc::alloc_zeroed(layout) };
-        if data.is_null() {
+        let allocation = unsafe { std::alloc::alloc_zeroed(layout) };
+        if allocation.is_null() {
             return Err(out_of_memory(layout.size()));
         }
-        Ok(Aligned { data: data.cast(), length })
+        let data = allocation.map_addr(|address| address.next_multiple_of(ALIGNMENT)).cast();
+        Ok(Aligned { allocation, data, length })
     }
 
     /// The first element, for code that shares the allocation out itself: no slice of it may be held where it
@@ -235,8 +235,11 @@ impl<T: Number> Aligned<T> {
         self.data
     }
 
+    /// With room to align the numbers. To ask the allocator for alignment would have it write the zeros, also where
+    /// the system gives fresh pages of them, which whoever writes first had better touch.
     fn layout(length: usize) -> Option<Layout> {
-        Layout::from_size_align(length.checked_mul(size_of::<T>())?, ALIGNMENT).ok()
+        let bytes = length.checked_mul(size_of::<T>())?.checked_add(ALIGNMENT)?;
+        Layout::from_size_align(bytes, align_of::<T>()).ok()
     }
 }
 
@@ -246,10 +249,9 @@ fn out_of_memory(bytes: usize) -> Error {
 
 impl<T: Number> Drop for Aligned<T> {
     fn drop(&mut self) {
-        if let Some(layout) = Aligned::<T>::layout(self.length).filter(|layout| layout.size() > 0) {
-            // SAFETY: it was allocated with this layout.
-            unsafe { dealloc(self.data.cast(), layout) }
-        }
+        let layout = Aligned::<T>::layout(self.length).expect("it was allocated with this layout");
+        // SAFETY: as it says.
+        unsafe { dealloc(self.allocation, layout) }
     }
 }
 

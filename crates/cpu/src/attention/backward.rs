@@ -64,7 +64,7 @@ pub(super) fn backward<S: Dispatch>(
         shape,
         rows,
         regions: Regions::backward(&kernel.attention, kernel.joint.as_ref(), memory, context)?,
-        reductions: Reductions::new(kernel, division, context)?,
+        reductions: Reductions::new(kernel, division, memory, context)?,
         terms: Term::of(kernel),
         score_dtype: super::score_dtype(dtype),
         queries: Packed::<S>::new(context, operands.query, queried(head_size), scale, Layout::Rows)?,
@@ -371,7 +371,7 @@ impl<S: Dispatch> Unit<'_, S> {
             let function_tile =
                 Tile { rows, columns, arguments: &arguments, targets: &targets, tables, live };
             if let Some(function) = function {
-                function.run(Stage::Early, &function_tile, tile)?;
+                function.run_ahead(Stage::Early, &function_tile, (QUERIES as isize, 0), tile)?;
             }
             for (row, &log_sum_exp) in log_sum_exps.iter().enumerate() {
                 let weights = &mut weights[row * STRIDE..][..padded];
@@ -466,6 +466,7 @@ impl<S: Dispatch> Unit<'_, S> {
                 pairs,
                 lane: self.lane,
                 split: self.split,
+                ahead: QUERIES,
                 admitted: mask,
                 scores,
                 panels: &late,

@@ -4,16 +4,22 @@
 //! it makes a panel of scores, turns it into weights relative to the greatest score so far, and adds weights
 //! times values to the output, which is rescaled when a greater score appears (Milakov and Gimelshein 2018;
 //! Dao 2023). No array of queries × keys ever exists.
+//!
+//! Where there are too few blocks of queries to keep threads busy, as in decoding, the keys are split among several
+//! units, and what they found is merged in the order of the keys. The split depends on sizes only.
 
 use std::ops::Range;
 
 use tilewright_ir::{DType, Result};
 use tilewright_plan::AttentionForward;
+use tilewright_plan::attention::AttentionShape;
 
-use super::operands::{Layout, Operands, Packed, column, key_place, matrix, panel_width};
+use super::keys::{self, Source};
+use super::operands::{Operands, column, key_place, matrix, panel_width};
 use super::pack::{Strided, read_rows};
 use super::product::{Left, Target, product, width};
 use super::regions::{Admitted, Pairs, Panel, Regions};
+use super::results::{Found, Results};
 use super::segments::{Segment, keys_of, pieces};
 use super::vector::{Dispatch, Scalar, Vector, Work};
 use crate::Context;
@@ -24,6 +30,10 @@ use crate::tile::{self, Stage, Tile};
 const QUERIES: usize = 64;
 /// Keys of a panel of scores; a multiple of every panel's width.
 const KEYS: usize = 128;
+/// Units that there should be, for threads to share.
+const UNITS: usize = 16;
+/// Keys that a split has at least.
+const SPLIT: usize = 4 * KEYS;
 
 /// Runs attention in the score type `S`.
 pub(super) fn forward<S: Dispatch>(
@@ -48,47 +58,62 @@ pub(super) fn forward<S: Dispatch>(
         log_sum_exp: statistic(&kernel.log_sum_exp)?,
         maximum: statistic(&kernel.maximum)?,
     };
-    let keyed = |size| [shape.key_batch, shape.key_heads, shape.keys, size];
-    let keys = Packed::<S>::new(context, operands.key, keyed(shape.head_size), 1.0, Layout::Transposed)?;
-    let values = Packed::<S>::new(context, operands.value, keyed(shape.value_size), 1.0, Layout::Rows)?;
+    let source = Source::<S>::new(&operands, context)?;
     let regions = Regions::forward(&kernel.attention, kernel.score.as_ref(), memory, context)?;
     let blocks = shape.queries.div_ceil(QUERIES);
-    context.parallel(shape.batch * shape.heads * blocks, |i| {
-        let (head, block) = (i / blocks, i % blocks);
+    let units = shape.batch * shape.heads * blocks;
+    let splits = UNITS.div_ceil(units.max(1)).clamp(1, (shape.keys / SPLIT).max(1));
+    let split_keys = shape.keys.div_ceil(splits).next_multiple_of(KEYS);
+    let found = Found::new(if splits == 1 { 0 } else { splits }, units, QUERIES, shape.value_size)?;
+    context.parallel(units * splits, |i| {
+        let (unit, split) = (i / splits, i % splits);
+        let (head, block) = (unit / blocks, unit % blocks);
         let unit = Unit {
             operands: &operands,
             results: &results,
-            keys: &keys,
-            values: &values,
+            source: &source,
             regions: &regions,
             score_dtype,
             batch: head / shape.heads,
             head: head % shape.heads,
             queries: block * QUERIES..((block + 1) * QUERIES).min(shape.queries),
-            scratch: Scratch::new(&shape, panel_width::<S>(context.isa))?,
+            keys: split * split_keys..((split + 1) * split_keys).min(shape.keys),
+            found: (splits > 1).then(|| found.at(split, unit)),
+            scratch: Scratch::new(&shape, &source, panel_width::<S>(context.isa))?,
         };
         // SAFETY: the context's instruction set is the machine's; units write disjoint rows.
         unsafe { S::dispatch(context.isa, unit) }
+    })?;
+    if splits == 1 {
+        return Ok(());
+    }
+    context.parallel(units, |unit| {
+        let (head, block) = (unit / blocks, unit % blocks);
+        let place = (head / shape.heads, head % shape.heads);
+        for query in block * QUERIES..((block + 1) * QUERIES).min(shape.queries) {
+            // SAFETY: the units are done, and only this task looks at this one's rows.
+            unsafe {
+                let (maximum, sum, mut output) = found.merged(unit, query - block * QUERIES);
+                results.store([place.0, place.1, query], maximum, sum, &mut output);
+            }
+        }
+        Ok(())
     })
-}
-
-struct Results {
-    output: Strided,
-    unrounded: Option<Strided>,
-    log_sum_exp: Option<Strided>,
-    maximum: Option<Strided>,
 }
 
 struct Unit<'a, S: Scalar> {
     operands: &'a Operands,
     results: &'a Results,
-    keys: &'a Packed<S>,
-    values: &'a Packed<S>,
+    source: &'a Source<S>,
     regions: &'a Regions<'a>,
     score_dtype: DType,
     batch: usize,
     head: usize,
     queries: Range<usize>,
+    /// The keys that it looks at.
+    keys: Range<usize>,
+    /// Where its rows go if it does not look at all keys.
+    found: Option<*mut S>,
     scratch: Scratch<S>,
 }
 
@@ -110,11 +135,12 @@ struct Scratch<S: Scalar> {
     sums: Aligned<S>,
     /// `[QUERIES × KEYS]`: which pairs the mask admits.
     admitted: Aligned<u8>,
+    source: keys::Scratch<S>,
     tile: tile::Scratch,
 }
 
 impl<S: Scalar> Scratch<S> {
-    fn new(shape: &tilewright_plan::attention::AttentionShape, width: usize) -> Result<Scratch<S>> {
+    fn new(shape: &AttentionShape, source: &Source<S>, width: usize) -> Result<Scratch<S>> {
         let stride = KEYS + width;
         let output_stride = shape.value_size.next_multiple_of(width);
         Ok(Scratch {
@@ -126,6 +152,7 @@ impl<S: Scalar> Scratch<S> {
             maximum: [S::NEG_INFINITY; QUERIES],
             sums: Aligned::new(QUERIES * width)?,
             admitted: Aligned::new(QUERIES * KEYS)?,
+            source: keys::Scratch::new(source, KEYS, width)?,
             tile: tile::Scratch::new(),
         })
     }
@@ -143,7 +170,9 @@ impl<S: Dispatch> Work<S> for Unit<'_, S> {
         // SAFETY: the rows are within the array.
         unsafe { read_rows(&self.operands.query, place, self.operands.scale, shape.head_size, query) };
         let segments = keys_of(self.regions.blocks, (self.batch, self.head), &self.queries, shape.keys);
-        for Segment { range, full } in pieces(segments, KEYS) {
+        let own = self.keys.clone();
+        for Segment { range, full } in pieces(segments, KEYS).filter(|piece| own.contains(&piece.range.start))
+        {
             // SAFETY: as the caller vouches for the vectors; the keys are within the array.
             unsafe { self.panel::<V>(range, full)? };
         }
@@ -161,7 +190,7 @@ impl<S: Dispatch> Unit<'_, S> {
         let shape = self.operands.shape;
         let rows = self.queries.len();
         let place = key_place(&shape, self.batch, self.head);
-        let Scratch { query, scores, stride, output, output_stride, maximum, sums, admitted, tile } =
+        let Scratch { query, scores, stride, output, output_stride, maximum, sums, admitted, source, tile } =
             &mut self.scratch;
         let (stride, output_stride) = (*stride, *output_stride);
         let (batch, head, first) = (self.batch, self.head, self.queries.start);
@@ -171,16 +200,12 @@ impl<S: Dispatch> Unit<'_, S> {
         }
         let mask = (!full).then_some(Admitted { bytes: admitted, stride: KEYS });
         // The panel begins where a packed panel does: its first `skip` columns are not among the keys.
-        let skip = keys.start % width::<V>();
+        let skip = self.source.skip(keys.start, width::<V>());
         let columns = skip + keys.len();
-        // SAFETY: every extent is within its buffer; see `Scratch` and `Packed`.
+        // SAFETY: every extent is within its buffer; see `Scratch` and `Source`.
         unsafe {
-            product::<V>(
-                (rows, shape.head_size, columns.div_ceil(width::<V>())),
-                Left { data: query.as_ptr(), row: shape.head_size, column: 1 },
-                self.keys.panels(place, keys.start - skip),
-                Target { data: scores.as_mut_ptr(), row: stride, add: false },
-            );
+            let target = Target { data: scores.as_mut_ptr(), row: stride, add: false };
+            self.source.scores::<V>((query, rows, shape.head_size), (place, keys.clone()), target, source);
             if let Some(function) = &self.regions.function {
                 let data = scores.as_mut_ptr().add(skip).cast();
                 let scores = Panel { data, dtype: self.score_dtype, stride };
@@ -193,7 +218,7 @@ impl<S: Dispatch> Unit<'_, S> {
                     tables: &self.regions.tables,
                     live: mask.map(|mask| mask.live()),
                 };
-                function.run(Stage::Early, &tile_of_pairs, tile)?;
+                function.run_ahead(Stage::Early, &tile_of_pairs, (0, KEYS as isize), tile)?;
             }
             for row in 0..rows {
                 let scores = &mut scores[row * stride..][..columns.next_multiple_of(V::LANES)];
@@ -207,10 +232,10 @@ impl<S: Dispatch> Unit<'_, S> {
                 weigh::<V>(scores, &mut maximum[row], sums, output);
             }
             let weights = Left { data: scores.as_ptr().add(skip), row: stride, column: 1 };
-            let values = self.values.panels(place, keys.start);
+            let (values, finite) = self.source.values::<V>(place, keys.clone(), mask.is_some(), source);
             let target = Target { data: output.as_mut_ptr(), row: output_stride, add: true };
             match mask {
-                Some(mask) if !self.values.finite(place, keys.clone()) => {
+                Some(mask) if !finite => {
                     mask.product((rows, keys.len(), shape.value_size), weights, values, target, false)
                 }
                 _ => product::<V>((rows, keys.len(), output_stride / width::<V>()), weights, values, target),
@@ -219,37 +244,23 @@ impl<S: Dispatch> Unit<'_, S> {
         Ok(())
     }
 
-    /// Stores the unit's results.
+    /// Stores the unit's results, or hands them on to be merged.
     #[inline(always)]
     unsafe fn finish<V: Vector<Scalar = S>>(&mut self) {
         let Scratch { output, output_stride, maximum, sums, .. } = &mut self.scratch;
+        let size = self.operands.shape.value_size;
         for (row, query) in self.queries.clone().enumerate() {
-            let output = &mut output[row * *output_stride..][..self.operands.shape.value_size];
+            let output = &mut output[row * *output_stride..][..size];
             // SAFETY: a vector of partial sums; rows within the arrays and the unit's own.
             unsafe {
                 let sum = V::load(sums[row * V::LANES..].as_ptr()).sum();
-                if sum.is_nan() && maximum[row] != S::INFINITY {
-                    maximum[row] = S::from_f64(f64::NAN);
-                }
-                let greatest = maximum[row].to_f64();
-                let (factor, log_sum_exp) = match sum {
-                    0.0 => (0.0, f64::NEG_INFINITY),
-                    _ if greatest == f64::INFINITY => (f64::NAN, greatest),
-                    _ => (1.0 / sum, greatest + sum.ln()),
-                };
-                for x in &mut *output {
-                    *x = S::from_f64(x.to_f64() * factor);
-                }
-                let place = [self.batch, self.head, query];
-                self.results.output.write_row(place, output);
-                if let Some(array) = &self.results.unrounded {
-                    array.write_row(place, output);
-                }
-                if let Some(array) = &self.results.log_sum_exp {
-                    array.write_row(place, &[S::from_f64(log_sum_exp)]);
-                }
-                if let Some(array) = &self.results.maximum {
-                    array.write_row(place, &[maximum[row]]);
+                match self.found {
+                    None => self.results.store([self.batch, self.head, query], maximum[row], sum, output),
+                    Some(found) => {
+                        let found = std::slice::from_raw_parts_mut(found.add(row * (2 + size)), 2 + size);
+                        (found[0], found[1]) = (maximum[row], S::from_f64(sum));
+                        found[2..].copy_from_slice(output);
+                    }
                 }
             }
         }

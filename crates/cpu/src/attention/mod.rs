@@ -8,11 +8,13 @@ use crate::memory::Memory;
 
 mod backward;
 mod forward;
+mod keys;
 mod operands;
 mod pack;
 mod product;
 mod reductions;
 mod regions;
+mod results;
 mod segments;
 mod vector;
 

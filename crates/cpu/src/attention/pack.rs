@@ -34,6 +34,21 @@ impl Strided {
         unsafe { self.data.offset(elements * self.dtype.size() as isize) }
     }
 
+    /// The first element of a row, and the elements between rows, where rows lie as the engine reads them.
+    ///
+    /// # Safety
+    /// As [`Strided::read_row`].
+    pub(super) unsafe fn rows_in_place<S: Scalar>(
+        &self,
+        (batch, head): (usize, usize),
+        first: usize,
+    ) -> Option<(*const S, usize)> {
+        let [.., row, element] = self.strides;
+        let fits = self.dtype == S::DTYPE && element == 1 && row >= 0;
+        // SAFETY: as the caller vouches.
+        fits.then(|| (unsafe { self.row([batch, head, first]) }.cast_const().cast(), row as usize))
+    }
+
     /// Reads a row, times `factor`.
     ///
     /// # Safety

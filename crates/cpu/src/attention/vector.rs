@@ -4,11 +4,15 @@
 //! function with that set's target features, so that everything inlines into it. An instruction set is no
 //! more than the dozen operations below.
 
+use tilewright_ir::DType;
+
 use crate::isa::Isa;
 use crate::memory::Number;
 
 /// A float that attention is computed in, with the constants of its exponential.
 pub(crate) trait Scalar: Number + Default + PartialOrd + PartialEq {
+    /// Its element type.
+    const DTYPE: DType;
     /// log₂ e.
     const LOG2_E: Self;
     /// 1.5·2ᵐ for m bits of fraction: adding it rounds to an integer, which the lowest bits then hold.
@@ -36,6 +40,7 @@ pub(crate) trait Scalar: Number + Default + PartialOrd + PartialEq {
 }
 
 impl Scalar for f32 {
+    const DTYPE: DType = DType::F32;
     const LOG2_E: f32 = std::f32::consts::LOG2_E;
     const ROUNDER: f32 = 12582912.0;
     const MINUS_LN2_HIGH: f32 = -355.0 / 512.0;
@@ -61,6 +66,7 @@ impl Scalar for f32 {
 }
 
 impl Scalar for f64 {
+    const DTYPE: DType = DType::F64;
     const LOG2_E: f64 = std::f64::consts::LOG2_E;
     const ROUNDER: f64 = 6755399441055744.0;
     const MINUS_LN2_HIGH: f64 = -6.931_471_803_691_238e-1;

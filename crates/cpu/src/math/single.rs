@@ -2,8 +2,8 @@
 //!
 //! Arguments are reduced to a small range, where a polynomial of least greatest error, fitted in forty
 //! digits, stands for the function (Muller, "Elementary functions", 2016). Greatest errors in units of the
-//! last place, over the samples of the tests: `exp`, `expm1`, `log`, `log1p`, `erf` 2, `tanh`, `sigmoid` 3. The
-//! trigonometric functions, `pow` and `atan2` are computed in double precision and rounded: 1.
+//! last place, over the samples of the tests: `exp`, `expm1`, `log`, `log1p`, `erf` 2, `tanh`, `sigmoid` 3. Those
+//! of the functions in [`super::widened`]: 1.
 
 use crate::isa::Machine;
 
@@ -191,36 +191,6 @@ pub(crate) fn erf<M: Machine>(x: f32) -> f32 {
     if magnitude <= 1.0 || x.is_nan() { near } else { far }
 }
 
-/// Sine.
-#[inline(always)]
-pub(crate) fn sin(x: f32) -> f32 {
-    libm::sin(x as f64) as f32
-}
-
-/// Cosine.
-#[inline(always)]
-pub(crate) fn cos(x: f32) -> f32 {
-    libm::cos(x as f64) as f32
-}
-
-/// Tangent.
-#[inline(always)]
-pub(crate) fn tan(x: f32) -> f32 {
-    libm::tan(x as f64) as f32
-}
-
-/// The angle of the point (x, y).
-#[inline(always)]
-pub(crate) fn atan2(y: f32, x: f32) -> f32 {
-    libm::atan2(y as f64, x as f64) as f32
-}
-
-/// xʸ.
-#[inline(always)]
-pub(crate) fn pow(x: f32, y: f32) -> f32 {
-    libm::pow(x as f64, y as f64) as f32
-}
-
 /// −1, 0 or 1; NaN stays.
 #[inline(always)]
 pub(crate) fn sign(x: f32) -> f32 {
@@ -247,37 +217,9 @@ pub(crate) fn min(x: f32, y: f32) -> f32 {
 
 #[cfg(test)]
 mod tests {
+    use super::super::accuracy::check;
     use super::*;
     use crate::isa::{Fused, Plain};
-
-    /// The distance between a result and the true value, in units of the last place of the latter.
-    fn error(found: f32, exact: f64) -> f64 {
-        let rounded = exact as f32;
-        if found == rounded || (found.is_nan() && exact.is_nan()) {
-            return 0.0;
-        }
-        let magnitude = rounded.abs().max(f32::MIN_POSITIVE);
-        let place = (magnitude as f64).log2().floor().exp2() * 2f64.powi(-23);
-        (found as f64 - exact).abs() / place
-    }
-
-    /// Checks the greatest error over every 9973rd float, all infinities, NaNs and denormals among them.
-    fn check(name: &str, bound: f64, found: impl Fn(f32) -> f32, exact: impl Fn(f64) -> f64) {
-        let special = [0.0, -0.0, f32::INFINITY, f32::NEG_INFINITY, f32::NAN, 1.0, -1.0, f32::MAX, f32::MIN];
-        let sample = (0..=u32::MAX).step_by(9973).map(f32::from_bits).chain(special);
-        let small = (-50_000..50_000).map(|i| i as f32 * 2.1e-3);
-        let (worst, at) = sample
-            .chain(small)
-            .map(|x| (error(found(x), exact(x as f64)), x))
-            .max_by(|a, b| a.0.total_cmp(&b.0))
-            .expect("not empty");
-        assert!(
-            worst <= bound,
-            "{name}({at:e}) is {worst} units off: {:e} for {:e}",
-            found(at),
-            exact(at as f64)
-        );
-    }
 
     fn check_all<M: Machine>(slack: f64) {
         check("exp", 1.0 + slack, exp::<M>, libm::exp);

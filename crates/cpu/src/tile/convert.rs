@@ -88,6 +88,22 @@ impl<F: Conversion> Kernel for MoveRows<F> {
     #[inline(always)]
     unsafe fn run<M: Machine>(arguments: &Move) {
         let &Move { rows, lanes, from, from_row, from_lane, to, to_row, to_lane } = arguments;
+        let size = size_of::<F::From>() as isize;
+        if rows > 1 && (from_lane * size).abs() > from_row.abs().max(size) {
+            // Rows lie nearer to each other than lanes: what a line of the cache holds is read at once.
+            for lane in 0..lanes as isize {
+                let from = from.wrapping_offset(lane * from_lane * size);
+                let to = to.wrapping_offset(lane * to_lane * size_of::<F::To>() as isize);
+                for row in 0..rows as isize {
+                    // SAFETY: the caller vouches for rows of so many lanes at these strides, not overlapping.
+                    unsafe {
+                        let x = F::apply(*from.wrapping_offset(row * from_row).cast());
+                        *to.wrapping_offset(row * to_row).cast() = x;
+                    }
+                }
+            }
+            return;
+        }
         for row in 0..rows as isize {
             let from = from.wrapping_offset(row * from_row).cast::<F::From>();
             let to = to.wrapping_offset(row * to_row).cast::<F::To>();

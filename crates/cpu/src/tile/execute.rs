@@ -59,6 +59,8 @@ struct Run<'a> {
     start: usize,
     /// Rows of the strip.
     rows: usize,
+    /// Rows and columns to the tile that comes next.
+    ahead: (isize, isize),
     isa: Isa,
 }
 
@@ -75,6 +77,25 @@ impl TileProgram {
     /// No array is both, but a target that is exactly an argument's array. The tables can be read. The
     /// machine has the instruction set that the program was compiled for.
     pub unsafe fn run(&self, stage: Stage, tile: &Tile, scratch: &mut Scratch) -> Result<()> {
+        // SAFETY: as the caller vouches.
+        unsafe { self.run_ahead(stage, tile, (0, 0), scratch) }
+    }
+
+    /// As [`TileProgram::run`]; and what loads along rows will read in the tile that begins so many rows and columns
+    /// further on is asked for, as memory is slow to answer where each row lies in another page.
+    ///
+    /// # Errors
+    /// As [`TileProgram::run`].
+    ///
+    /// # Safety
+    /// As [`TileProgram::run`].
+    pub(crate) unsafe fn run_ahead(
+        &self,
+        stage: Stage,
+        tile: &Tile,
+        ahead: (isize, isize),
+        scratch: &mut Scratch,
+    ) -> Result<()> {
         self.check(stage, tile)?;
         self.locate(stage, tile, scratch)?;
         let mut run = Run {
@@ -83,6 +104,7 @@ impl TileProgram {
             locations: &scratch.locations,
             start: 0,
             rows: tile.rows,
+            ahead,
             isa: self.isa,
         };
         for section in &self.stages[stage as usize] {
@@ -321,8 +343,9 @@ impl Run<'_> {
                     .map(|&index| (self.operand(at, index), self.program.values[index].kind))
                     .collect();
                 let live = |row: usize, lane: usize| self.live(at, row, lane);
-                let lanes =
-                    Lanes { rows, lanes, out: self.operand(at, load.out), indices: &indices, live: &live };
+                let ahead = if at == Variance::Full { self.ahead } else { (0, 0) };
+                let out = self.operand(at, load.out);
+                let lanes = Lanes { rows, lanes, out, indices: &indices, live: &live, ahead };
                 unsafe { load.run(&self.tile.tables[load.table], &lanes) }
                     .map_err(|fault| (load.table, fault))?
             }

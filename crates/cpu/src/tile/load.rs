@@ -7,7 +7,7 @@ use tilewright_plan::{Kind, evaluate};
 
 use super::convert::{Conversion, Convert, FromBf16, FromF16, FromU8, Move, Same};
 use super::map::Operand;
-use crate::isa::{Compiled, Isa, Kernel, Machine, select};
+use crate::isa::{self, Compiled, Isa, Kernel, Machine, select};
 use crate::memory::Array;
 
 /// A load.
@@ -42,10 +42,15 @@ pub(super) struct Lanes<'a> {
     pub indices: &'a [(Operand, Kind)],
     /// Whether the element at a row and lane of these counts.
     pub live: &'a dyn Fn(usize, usize) -> bool,
+    /// Rows and columns to what will be loaded next; zeros if that is not known.
+    pub ahead: (isize, isize),
 }
 
 /// Lanes that offsets are computed for at a time.
 const CHUNK: usize = 256;
+
+/// Bytes of a line of the cache.
+const LINE: usize = 64;
 
 impl Load {
     /// A load that moves along its table by a constant stride.
@@ -85,7 +90,17 @@ impl Load {
             // SAFETY: as the caller vouches.
             unsafe {
                 match &self.steps {
-                    Some(steps) => self.linear_row(table, lanes, row, steps)?,
+                    Some(steps) if row == 0 && self.copy_rows(table, lanes, 0, lanes.rows, steps) => break,
+                    Some(steps) if self.copy_rows(table, lanes, row, 1, steps) => {}
+                    Some(steps) => {
+                        let index = |axis: usize, lane: usize| {
+                            let (operand, kind) = lanes.indices[axis];
+                            let first = index_at((operand, kind), row, 0);
+                            let index = first.wrapping_add(steps[axis].wrapping_mul(lane as i64));
+                            if kind == Kind::I32 { index as i32 as i64 } else { index }
+                        };
+                        self.each(table, lanes, row, 0..lanes.lanes, index)?
+                    }
                     None => self.gather_row(table, lanes, row)?,
                 }
             }
@@ -93,14 +108,58 @@ impl Load {
         Ok(())
     }
 
-    /// A row whose indices are linear: a strided copy, if both of its ends are in the table.
-    unsafe fn linear_row(
+    /// Copies rows whose indices are linear, if they are at a constant distance and all their ends are in the table.
+    /// Gives whether they were.
+    unsafe fn copy_rows(
+        &self,
+        table: &Array,
+        lanes: &Lanes,
+        start: usize,
+        rows: usize,
+        steps: &[i64],
+    ) -> bool {
+        // SAFETY: as the caller of `run` vouches.
+        let place = |row| unsafe { self.row_place(table, lanes, start + row, steps) };
+        let Some((first, from_lane)) = place(0) else { return false };
+        let mut distance = 0;
+        for row in 1..rows {
+            let Some((offset, _)) = place(row) else { return false };
+            if row == 1 {
+                distance = offset - first;
+            } else if offset != first + row as isize * distance {
+                return false;
+            }
+        }
+        let arguments = Move {
+            rows,
+            lanes: lanes.lanes,
+            from: table.data.wrapping_offset(first * self.convert.size),
+            from_row: distance * self.convert.size,
+            from_lane,
+            to: lanes.out.data.wrapping_offset(start as isize * lanes.out.row),
+            to_row: lanes.out.row,
+            to_lane: 1,
+        };
+        // SAFETY: the first and the last element of each row are in the table, so are those between them.
+        unsafe { (self.convert.kernel)(&arguments) };
+        if lanes.ahead != (0, 0) {
+            let (rows, columns) = lanes.ahead;
+            let elements = rows * distance + columns * from_lane;
+            let from = arguments.from.wrapping_offset(elements * self.convert.size);
+            prefetch(&Move { from, ..arguments }, from_lane * self.convert.size);
+        }
+        true
+    }
+
+    /// Where the first element of a row lies in the table, and by how much it moves from lane to lane; none where
+    /// an end of the row is outside, or the row passes from negative indices to others.
+    unsafe fn row_place(
         &self,
         table: &Array,
         lanes: &Lanes,
         row: usize,
         steps: &[i64],
-    ) -> Result<(), Fault> {
+    ) -> Option<(isize, isize)> {
         let (mut offset, mut stride) = (0, 0);
         for (axis, &step) in steps.iter().enumerate() {
             let size = table.extents[axis] as i128;
@@ -108,36 +167,15 @@ impl Load {
             let first = unsafe { index_at(lanes.indices[axis], row, 0) };
             let last = first as i128 + step as i128 * (lanes.lanes as i128 - 1);
             let (least, greatest) = (last.min(first as i128), last.max(first as i128));
-            let wrapped = match (least >= 0 && greatest < size, least >= -size && greatest < 0) {
+            let counted = match (least >= 0 && greatest < size, least >= -size && greatest < 0) {
                 (true, _) => first,
                 (_, true) => first + size as i64,
-                (false, false) => {
-                    let index = |axis: usize, lane: usize| {
-                        // SAFETY: as above.
-                        let first = unsafe { index_at(lanes.indices[axis], row, 0) };
-                        let index = first.wrapping_add(steps[axis].wrapping_mul(lane as i64));
-                        if lanes.indices[axis].1 == Kind::I32 { index as i32 as i64 } else { index }
-                    };
-                    // SAFETY: as the caller of `run` vouches.
-                    return unsafe { self.each(table, lanes, row, 0..lanes.lanes, index) };
-                }
+                (false, false) => return None,
             };
-            offset += wrapped as isize * table.strides[axis];
+            offset += counted as isize * table.strides[axis];
             stride += step as isize * table.strides[axis];
         }
-        let arguments = Move {
-            rows: 1,
-            lanes: lanes.lanes,
-            from: table.data.wrapping_offset(offset * self.convert.size),
-            from_row: 0,
-            from_lane: stride,
-            to: lanes.out.data.wrapping_offset(row as isize * lanes.out.row),
-            to_row: 0,
-            to_lane: 1,
-        };
-        // SAFETY: the first and the last element are in the table, so are those between them on each axis.
-        unsafe { (self.convert.kernel)(&arguments) };
-        Ok(())
+        Some((offset, stride))
     }
 
     /// A row at any indices, a chunk at a time: offsets and their check first, then the elements.
@@ -216,6 +254,21 @@ impl Load {
             }
         }
         Ok(())
+    }
+}
+
+/// Asks for the lines of the cache that a copy reads, for lanes so many bytes apart.
+fn prefetch(copy: &Move, lane: isize) {
+    let rows = (copy.rows, copy.from_row);
+    let lanes = (copy.lanes, lane);
+    // The lines run along the axis on which elements are nearer.
+    let (along, across) = if lane.abs() <= copy.from_row.abs() { (lanes, rows) } else { (rows, lanes) };
+    let length = (along.0 as isize - 1) * along.1;
+    for i in 0..across.0 as isize {
+        let start = copy.from.wrapping_offset(i * across.1).wrapping_offset(length.min(0));
+        for byte in (0..=length.unsigned_abs()).step_by(LINE) {
+            isa::prefetch(start.wrapping_add(byte));
+        }
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::marker::PhantomData;
 
-use crate::isa::{Compiled, Isa, Kernel, Machine, select};
+use crate::isa::{Compiled, Isa, Kernel, Machine, Plain, select};
 
 /// One operand of a loop.
 #[derive(Clone, Copy)]
@@ -52,6 +52,18 @@ pub(crate) trait Map1 {
     type Input: Copy;
     type Output: Copy;
     fn apply<M: Machine>(x: Self::Input) -> Self::Output;
+
+    /// Whether `apply` does not hold for `x`, which is rare: then `apply_rarely` does.
+    #[inline(always)]
+    fn is_rare(_: Self::Input) -> bool {
+        false
+    }
+
+    /// The function at an element that is rare, too slow to be used for all.
+    #[inline(always)]
+    fn apply_rarely(x: Self::Input) -> Self::Output {
+        Self::apply::<Plain>(x)
+    }
 }
 
 /// A function of two elements. `apply` must be `#[inline(always)]`.
@@ -76,12 +88,19 @@ impl<F: Map1> Kernel for Loop1<F> {
                     span.operands[0].row::<F::Input>(row, span.lanes),
                 )
             };
-            if span.operands[0].vector {
-                for (out, &x) in out.iter_mut().zip(x) {
-                    *out = F::apply::<M>(x);
+            if !span.operands[0].vector {
+                out.fill(if F::is_rare(x[0]) { F::apply_rarely(x[0]) } else { F::apply::<M>(x[0]) });
+                continue;
+            }
+            let mut any_rare = false;
+            for (out, &x) in out.iter_mut().zip(x) {
+                any_rare |= F::is_rare(x);
+                *out = F::apply::<M>(x);
+            }
+            if any_rare {
+                for (out, &x) in out.iter_mut().zip(x).filter(|(_, x)| F::is_rare(**x)) {
+                    *out = F::apply_rarely(x);
                 }
-            } else {
-                out.fill(F::apply::<M>(x[0]));
             }
         }
     }

@@ -7,7 +7,7 @@ use super::compile::unsupported;
 use super::convert::{bf16_bits, bf16_value, f16_bits, f16_value};
 use super::map::{Map1, Map2, Span, choose, map1, map2};
 use crate::isa::{Compiled, Isa, Machine};
-use crate::math::{double, integer, philox, single};
+use crate::math::{double, integer, philox, single, widened};
 
 /// The loop of a function of one element, given as a closure.
 macro_rules! one {
@@ -22,6 +22,30 @@ macro_rules! one {
             #[inline(always)]
             fn apply<$machine: Machine>($x: $input) -> $output {
                 $body
+            }
+        }
+        Some(map1::<Function>($isa))
+    }};
+}
+
+/// The loop of a function of angles, of which few are far.
+macro_rules! of_angle {
+    ($isa:expr, $function:ident) => {{
+        struct Function;
+        impl Map1 for Function {
+            type Input = f32;
+            type Output = f32;
+            #[inline(always)]
+            fn apply<M: Machine>(x: f32) -> f32 {
+                widened::$function::<M>(x)
+            }
+            #[inline(always)]
+            fn is_rare(x: f32) -> bool {
+                widened::is_far(x)
+            }
+            #[inline(always)]
+            fn apply_rarely(x: f32) -> f32 {
+                widened::far::$function(x)
             }
         }
         Some(map1::<Function>($isa))
@@ -125,9 +149,9 @@ fn unary_f32(function: Unary, isa: Isa) -> Option<Compiled<Span>> {
         Unary::Log1p => one!(isa, M, f32 => f32, |x| single::log1p::<M>(x)),
         Unary::Sqrt => one!(isa, f32 => f32, |x| x.sqrt()),
         Unary::Rsqrt => one!(isa, f32 => f32, |x| 1.0 / x.sqrt()),
-        Unary::Sin => one!(isa, f32 => f32, |x| single::sin(x)),
-        Unary::Cos => one!(isa, f32 => f32, |x| single::cos(x)),
-        Unary::Tan => one!(isa, f32 => f32, |x| single::tan(x)),
+        Unary::Sin => of_angle!(isa, sin),
+        Unary::Cos => of_angle!(isa, cos),
+        Unary::Tan => of_angle!(isa, tan),
         Unary::Tanh => one!(isa, M, f32 => f32, |x| single::tanh::<M>(x)),
         Unary::Sigmoid => one!(isa, M, f32 => f32, |x| single::sigmoid::<M>(x)),
         Unary::Erf => one!(isa, M, f32 => f32, |x| single::erf::<M>(x)),
@@ -170,10 +194,10 @@ fn binary(function: Binary, kind: Kind, isa: Isa) -> Option<Compiled<Span>> {
             Binary::Mul => two!(isa, f32 => f32, |x, y| x * y),
             Binary::Div => two!(isa, f32 => f32, |x, y| x / y),
             Binary::Rem => two!(isa, f32 => f32, |x, y| single::rem(x, y)),
-            Binary::Pow => two!(isa, f32 => f32, |x, y| single::pow(x, y)),
+            Binary::Pow => two!(isa, M, f32 => f32, |x, y| widened::pow::<M>(x, y)),
             Binary::Max => two!(isa, f32 => f32, |x, y| single::max(x, y)),
             Binary::Min => two!(isa, f32 => f32, |x, y| single::min(x, y)),
-            Binary::Atan2 => two!(isa, f32 => f32, |y, x| single::atan2(y, x)),
+            Binary::Atan2 => two!(isa, M, f32 => f32, |y, x| widened::atan2::<M>(y, x)),
             Binary::And | Binary::Or | Binary::Xor => None,
         },
         Kind::F64 => match function {

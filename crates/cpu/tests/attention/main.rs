@@ -217,10 +217,34 @@ fn every_instruction_set() {
     }
 }
 
+/// Few queries read keys and values where they lie, and where there are few heads the keys are split among units.
+#[test]
+fn few_queries_and_many_keys() {
+    let masks = masks();
+    for (i, (queries, heads, size)) in
+        [(1, 1, 64), (1, 4, 24), (5, 2, 16), (16, 1, 48), (17, 1, 16), (90, 1, 32)].into_iter().enumerate()
+    {
+        let shape = AttentionShape { key_heads: 1, ..shape(1, heads, queries, 1300, size) };
+        let functions = [identity(), captured(shape).remove(3), squared()];
+        for (j, dtype) in [DType::F32, DType::BF16, DType::F64].into_iter().enumerate() {
+            for (k, mask) in masks.iter().enumerate() {
+                let order = if (i + k).is_multiple_of(2) { Order::Packed } else { Order::Reversed };
+                let function = &functions[(i + j + k) % 3];
+                run_and_check(&Call { order, ..call(shape, dtype, function, mask) }, i as u64);
+            }
+        }
+    }
+}
+
 #[test]
 fn the_same_bits_for_any_number_of_threads() {
+    for shape in [shape(2, 4, 70, 300, 8), shape(1, 2, 3, 2100, 16)] {
+        same_bits(AttentionShape { key_heads: 2, ..shape });
+    }
+}
+
+fn same_bits(shape: AttentionShape) {
     let masks = masks();
-    let shape = AttentionShape { key_heads: 2, ..shape(2, 4, 70, 300, 8) };
     for function in captured(shape) {
         for mask in &masks[..2] {
             let inputs = inputs(&shape, DType::F32, function.table.iter().product(), 7);

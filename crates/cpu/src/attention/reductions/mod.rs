@@ -4,7 +4,8 @@
 //! Three kinds of sums, by how the capture's indices depend on the pair:
 //! - *keyed*: one number for each key of a head, by vector additions of rows, columns or diagonals; the
 //!   indices are evaluated once a key, at the end ([`keyed`]);
-//! - *owned*: each pair's element of the capture has one owner at a time, which adds to it in place;
+//! - *owned*: each pair's element of the capture has one owner at a time, which adds to it in place, or stores it
+//!   where it has one pair only;
 //! - *scattered*: each lane of work adds to its own copy of the capture, and the copies are added up.
 //!
 //! Sums are made in an order that depends on sizes only.
@@ -19,7 +20,7 @@ use tilewright_plan::attention::{AttentionShape, CaptureReduction, ReductionKey}
 
 use self::indices::Reach;
 use self::keyed::Keyed;
-use self::scattered::Scattered;
+use self::scattered::{Place, Scattered};
 use super::pack::Strided;
 use super::regions::{Admitted, Pairs, Panel, Regions};
 use super::vector::{Dispatch, Scalar, Vector};
@@ -29,6 +30,9 @@ use crate::tile::Scratch;
 
 /// Bytes that the copies of one scattered capture may take, unless one copy takes more.
 const COPIES: usize = 64 << 20;
+
+/// Elements that a task clears.
+const CLEARED: usize = 1 << 18;
 
 /// How a backward's work is divided. A function of sizes and of the plan only.
 #[derive(Clone, Copy, Debug)]
@@ -109,6 +113,8 @@ pub(super) struct Terms<'a, S> {
     pub pairs: Pairs,
     pub lane: usize,
     pub split: usize,
+    /// Queries to the tile that comes next.
+    pub ahead: usize,
     /// Which pairs count; all if absent. The others' terms are 0.
     pub admitted: Option<Admitted<'a>>,
     /// The raw scores.
@@ -124,22 +130,28 @@ impl<'a, S: Dispatch> Reductions<'a, S> {
     pub(super) fn new(
         kernel: &'a AttentionBackward,
         division: Division,
+        memory: &Memory,
         context: &Context,
     ) -> Result<Reductions<'a, S>> {
         let masked = kernel.attention.mask.is_some();
         let sums = kernel.reductions.iter().map(|reduction| {
-            let sums = match kind(reduction, kernel) {
+            let capture = &kernel.captures[reduction.capture];
+            let place = match kind(reduction, kernel) {
                 Kind::Keyed => {
-                    Sums::Keyed(Keyed::new(reduction.key, &kernel.attention.shape, division.splits, masked)?)
+                    let shape = &kernel.attention.shape;
+                    let sums = Keyed::new(reduction.key, shape, division.splits, masked)?;
+                    return Ok((reduction, Sums::Keyed(sums)));
                 }
-                Kind::Owned { .. } => {
-                    Sums::Scattered(Box::new(Scattered::new(kernel, reduction, 1, context)?))
+                Kind::Owned { heads_apart } => {
+                    match owned_place(kernel, reduction, heads_apart, memory, context)? {
+                        Some(place) => place,
+                        None => Place::copies(capture, 1)?,
+                    }
                 }
-                Kind::Scattered => {
-                    Sums::Scattered(Box::new(Scattered::new(kernel, reduction, division.lanes, context)?))
-                }
+                Kind::Scattered => Place::copies(capture, division.lanes)?,
             };
-            Ok((reduction, sums))
+            let sums = Scattered::new(kernel, reduction, place, context)?;
+            Ok((reduction, Sums::Scattered(Box::new(sums))))
         });
         Ok(Reductions { kernel, sums: sums.collect::<Result<_>>()? })
     }
@@ -179,11 +191,12 @@ impl<'a, S: Dispatch> Reductions<'a, S> {
     /// Adds the sums up and stores the cotangents.
     pub(super) fn finish(self, regions: &Regions, memory: &Memory, context: &Context) -> Result<()> {
         let mut totals: Vec<Option<Aligned<S>>> = self.kernel.captures.iter().map(|_| None).collect();
+        let mut done = vec![false; totals.len()];
         for (reduction, sums) in self.sums {
             let capture = &self.kernel.captures[reduction.capture];
             let total = &mut totals[reduction.capture];
             match sums {
-                Sums::Scattered(sums) => sums.add_to(total),
+                Sums::Scattered(sums) => done[reduction.capture] = !sums.add_to(total),
                 Sums::Keyed(mut sums) => {
                     if total.is_none() {
                         *total = Some(Aligned::new(capture.shape.iter().product())?);
@@ -193,7 +206,10 @@ impl<'a, S: Dispatch> Reductions<'a, S> {
                 }
             }
         }
-        for (capture, total) in self.kernel.captures.iter().zip(totals) {
+        for ((capture, total), done) in self.kernel.captures.iter().zip(totals).zip(done) {
+            if done {
+                continue;
+            }
             let array = memory.write(&capture.view, capture.dtype, &capture.shape)?;
             let elements = capture.shape.iter().product();
             let total = match total {
@@ -206,6 +222,35 @@ impl<'a, S: Dispatch> Reductions<'a, S> {
         }
         Ok(())
     }
+}
+
+/// The cotangent of an owned capture, made ready for its pairs; none where the sums have to be made elsewhere: in
+/// another type, or together with those of another read.
+fn owned_place<S: Dispatch>(
+    kernel: &AttentionBackward,
+    reduction: &CaptureReduction,
+    heads_apart: bool,
+    memory: &Memory,
+    context: &Context,
+) -> Result<Option<Place<S>>> {
+    let capture = &kernel.captures[reduction.capture];
+    let reads = kernel.reductions.iter().filter(|other| other.capture == reduction.capture).count();
+    if reads > 1 || capture.dtype != S::DTYPE {
+        return Ok(None);
+    }
+    let data: *mut S = memory.write(&capture.view, capture.dtype, &capture.shape)?.data.cast();
+    let AttentionShape { batch, heads, queries, keys, .. } = kernel.attention.shape;
+    let elements: usize = capture.shape.iter().product();
+    let once = heads_apart && kernel.attention.mask.is_none() && elements == batch * heads * queries * keys;
+    let cotangent = Strided { data: data.cast(), dtype: capture.dtype, strides: [0, 0, 0, 1] };
+    let chunks = if once { 0 } else { elements.div_ceil(CLEARED) };
+    context.parallel(chunks, |chunk| {
+        let (array, first): (&Strided, usize) = (&cotangent, chunk * CLEARED);
+        // SAFETY: the view is packed, of so many elements, and only this task writes these.
+        unsafe { array.data.cast::<S>().add(first).write_bytes(0, CLEARED.min(elements - first)) };
+        Ok(())
+    })?;
+    Ok(Some(Place::Cotangent { data, once }))
 }
 
 /// The (query, key) extents of a call.

@@ -1,7 +1,7 @@
-//! Sums into a copy of the capture, at indices that are evaluated for each pair.
+//! Sums into the capture's cotangent itself, or into copies of it, at indices that are evaluated for each pair.
 
 use tilewright_ir::{DType, Result};
-use tilewright_plan::attention::{CaptureReduction, ReductionKey};
+use tilewright_plan::attention::{CaptureCotangent, CaptureReduction, ReductionKey};
 use tilewright_plan::{AttentionBackward, Kind, Operation};
 
 use super::Terms;
@@ -10,6 +10,7 @@ use crate::Context;
 use crate::attention::operands::Shared;
 use crate::attention::regions::{Panel, compile_indices};
 use crate::attention::vector::{Scalar, Vector};
+use crate::isa;
 use crate::memory::{Aligned, Array};
 use crate::tile::{Scratch, Stage, Target, Tile, TileProgram};
 
@@ -22,14 +23,40 @@ const TURNS: usize = 4;
 /// Elements of a table that is small.
 const SMALL: usize = 4096;
 
-/// One copy of the capture for each lane of work, or one for all.
+/// Where the sums are made.
+pub(super) enum Place<S: Scalar> {
+    /// In one copy of the capture for each lane of work, or one for all. Neighbouring pairs add to copies so many
+    /// elements apart.
+    Copies { sums: Shared<S>, copies: usize, turn: usize },
+    /// Where they belong.
+    Cotangent {
+        /// The cotangent's first element.
+        data: *mut S,
+        /// Whether every element belongs to exactly one pair, which is admitted: then it is stored, not added.
+        once: bool,
+    },
+}
+
+// SAFETY: whoever adds sees to disjoint elements, or to one thread at a time for each copy.
+unsafe impl<S: Scalar> Send for Place<S> {}
+// SAFETY: as above.
+unsafe impl<S: Scalar> Sync for Place<S> {}
+
+impl<S: Scalar> Place<S> {
+    /// Copies of a capture, for so many lanes.
+    pub(super) fn copies(capture: &CaptureCotangent, lanes: usize) -> Result<Place<S>> {
+        let elements = capture.shape.iter().product();
+        let turns = if lanes > 1 && elements <= SMALL { TURNS } else { 1 };
+        let copies = lanes * turns;
+        let turn = if turns == 1 { 0 } else { elements };
+        Ok(Place::Copies { sums: Shared::new(copies * elements)?, copies, turn })
+    }
+}
+
+/// Sums of one reduction.
 pub(super) struct Scattered<S: Scalar> {
-    sums: Shared<S>,
-    copies: usize,
-    /// Of one copy.
+    place: Place<S>,
     elements: usize,
-    /// Elements from the copy that one neighbour adds to to that of the next; 0 if it is the same.
-    turn: usize,
     axes: Axes,
     program: TileProgram,
     scored: bool,
@@ -44,7 +71,7 @@ impl<S: Scalar> Scattered<S> {
     pub(super) fn new(
         kernel: &AttentionBackward,
         reduction: &CaptureReduction,
-        copies: usize,
+        place: Place<S>,
         context: &Context,
     ) -> Result<Scattered<S>> {
         let capture = &kernel.captures[reduction.capture];
@@ -58,13 +85,9 @@ impl<S: Scalar> Scattered<S> {
         let sizes = (0..axes.extents.len())
             .map(|axis| if program.result(axis).1 == Kind::I64 { 8 } else { 4 })
             .collect();
-        let elements = capture.shape.iter().product();
-        let turns = if copies > 1 && elements <= SMALL { TURNS } else { 1 };
         Ok(Scattered {
-            sums: Shared::new(copies * turns * elements)?,
-            copies: copies * turns,
-            elements,
-            turn: if turns == 1 { 0 } else { elements },
+            place,
+            elements: capture.shape.iter().product(),
             axes,
             program,
             scored,
@@ -89,16 +112,21 @@ impl<S: Scalar> Scattered<S> {
         tables: &[Array],
         scratch: &mut Scratch,
     ) -> Result<()> {
-        let copy = if self.copies == 1 { 0 } else { terms.lane * if self.turn == 0 { 1 } else { TURNS } };
-        let sums = self.sums.at(copy * self.elements);
-        // SAFETY: as the caller vouches, the copy is this unit's alone.
+        let (sums, turn, once) = match &self.place {
+            Place::Copies { copies: 1, sums, turn } => (sums.at(0), *turn, false),
+            Place::Copies { sums, turn: 0, .. } => (sums.at(terms.lane * self.elements), 0, false),
+            Place::Copies { sums, turn, .. } => (sums.at(terms.lane * TURNS * self.elements), *turn, false),
+            Place::Cotangent { data, once } => (*data, 0, *once),
+        };
+        // SAFETY: as the caller vouches, the copy or the elements are this unit's alone.
         unsafe {
-            if let Some((flat, row_step, column_step)) = self.line(terms, tables, scratch)? {
-                add_lines::<V>(terms, panel, sums, (flat, row_step, column_step));
-                return Ok(());
+            match self.line(terms, tables, scratch)? {
+                Some(line) if once => add_lines::<V, false>(terms, panel, sums, line),
+                Some(line) => add_lines::<V, true>(terms, panel, sums, line),
+                None => self.scatter(terms, panel, sums, turn, tables, scratch)?,
             }
-            self.scatter(terms, panel, sums, tables, scratch)
         }
+        Ok(())
     }
 
     /// Where all indices grow by constants and none leaves its axis anywhere in the tile: the flat index of
@@ -167,6 +195,7 @@ impl<S: Scalar> Scattered<S> {
         terms: &Terms<S>,
         panel: *const S,
         sums: *mut S,
+        turn: usize,
         tables: &[Array],
         scratch: &mut Scratch,
     ) -> Result<()> {
@@ -199,7 +228,7 @@ impl<S: Scalar> Scattered<S> {
                     }
                     // Neighbours mostly share an element of a small table; in turn they add to two copies of it,
                     // so that they need not wait for each other.
-                    let turn = (i % TURNS) * self.turn;
+                    let turn = (i % TURNS) * turn;
                     // SAFETY: an element of the copy, and of the panel.
                     unsafe {
                         let to = sums.add(flat + turn);
@@ -231,9 +260,11 @@ impl<S: Scalar> Scattered<S> {
         Ok(())
     }
 
-    /// Adds the copies, in their order, to a cotangent, which is 0 where there is none yet.
-    pub(super) fn add_to(self, total: &mut Option<Aligned<S>>) {
-        let mut copies = self.sums.into_inner();
+    /// Adds the copies, in their order, to a cotangent, which is 0 where there is none yet. Gives whether there was
+    /// anything to add.
+    pub(super) fn add_to(self, total: &mut Option<Aligned<S>>) -> bool {
+        let Place::Copies { sums, .. } = self.place else { return false };
+        let mut copies = sums.into_inner();
         let (first, others) = copies.split_at_mut(self.elements);
         for copy in others.chunks_exact(self.elements.max(1)) {
             add_all(first, copy);
@@ -242,6 +273,7 @@ impl<S: Scalar> Scattered<S> {
             Some(total) => add_all(total, first),
             None => *total = Some(copies),
         }
+        true
     }
 }
 
@@ -251,12 +283,12 @@ fn add_all<S: Scalar>(to: &mut [S], from: &[S]) {
     }
 }
 
-/// Adds a panel to elements at constant distances, along the axis on which they are nearer.
+/// Adds a panel to elements at constant distances, or stores it there, along the axis on which they are nearer.
 ///
 /// # Safety
 /// All the elements are in `sums`.
 #[inline(always)]
-unsafe fn add_lines<V: Vector>(
+unsafe fn add_lines<V: Vector, const ADD: bool>(
     terms: &Terms<V::Scalar>,
     panel: *const V::Scalar,
     sums: *mut V::Scalar,
@@ -266,15 +298,24 @@ unsafe fn add_lines<V: Vector>(
     // SAFETY: as the caller vouches.
     unsafe {
         let sums = sums.add(flat);
+        let add = |to: *mut V::Scalar, x: V::Scalar| *to = if ADD { (*to).plus(x) } else { x };
         if column_step == 1 {
             for row in 0..rows {
                 let (from, to) = (panel.add(row * terms.stride), sums.offset(row as isize * row_step));
                 let vectors = columns / V::LANES;
                 for at in (0..vectors).map(|vector| vector * V::LANES) {
-                    V::load(to.add(at)).add(V::load(from.add(at))).store(to.add(at));
+                    let x = V::load(from.add(at));
+                    (if ADD { V::load(to.add(at)).add(x) } else { x }).store(to.add(at));
                 }
                 for at in vectors * V::LANES..columns {
-                    *to.add(at) = (*to.add(at)).plus(*from.add(at));
+                    add(to.add(at), *from.add(at));
+                }
+                if ADD {
+                    // The rows of the next tile lie in other pages, which are slow to answer.
+                    let next = to.wrapping_offset(terms.ahead as isize * row_step);
+                    for at in (0..columns).step_by(64 / size_of::<V::Scalar>()) {
+                        isa::prefetch(next.wrapping_add(at).cast());
+                    }
                 }
             }
             return;
@@ -282,8 +323,7 @@ unsafe fn add_lines<V: Vector>(
         for column in 0..columns {
             let (from, to) = (panel.add(column), sums.offset(column as isize * column_step));
             for row in 0..rows {
-                let to = to.offset(row as isize * row_step);
-                *to = (*to).plus(*from.add(row * terms.stride));
+                add(to.offset(row as isize * row_step), *from.add(row * terms.stride));
             }
         }
     }
