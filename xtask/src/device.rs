@@ -49,6 +49,7 @@ fn built(arguments: &[&str]) -> Result<PathBuf, String> {
         .output()
         .map_err(|error| format!("cargo: {error}"))?;
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    let paths = text.lines().filter_map(|line| line.split("\"executable\":\"").nth(1)?.split('"').next());
-    paths.last().map(PathBuf::from).ok_or_else(|| "cargo built no test binary".into())
+    let executable =
+        |line: &str| line.split("\"executable\":\"").nth(1)?.split('"').next().map(PathBuf::from);
+    text.lines().rev().find_map(executable).ok_or_else(|| "cargo built no test binary".into())
 }

@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 mod bench;
+mod compiler;
 mod device;
 mod python;
 mod tidy;
@@ -46,7 +47,16 @@ fn main() -> ExitCode {
 }
 
 fn rust_tests() -> Outcome {
-    cargo(&["test", "--workspace", "--all-targets", "--quiet"])?;
+    let mut tests = command("cargo", &["test", "--workspace", "--all-targets", "--quiet"]);
+    match compiler::library_folder() {
+        // The variable promises a compiler, so that tests that need one fail rather than skip.
+        Some(folder) => tests.env("TILEWRIGHT_NVRTC", "1").env("LD_LIBRARY_PATH", folder),
+        None => {
+            eprintln!("NVIDIA's run-time compiler is not to be had: kernels are not compiled for a GPU");
+            &mut tests
+        }
+    };
+    execute(&mut tests)?;
     cargo(&["test", "--workspace", "--doc", "--quiet"])?;
     // In the profile of the tests: a second build of everything would take longer than the run.
     let language_model = ["run", "--quiet", "--example", "language_model", "--"];

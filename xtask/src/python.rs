@@ -18,10 +18,9 @@ const TORCH_IMPORTS: &[&str] = &[
     "numpy",
     "setuptools>=77.0.3",
 ];
-const NVRTC: &str = "nvidia-cuda-nvrtc==13.2.86";
 const TORCH_LIBRARIES: &[&str] = &[
     "nvidia-cublas==13.4.1.3",
-    NVRTC,
+    "nvidia-cuda-nvrtc==13.2.86",
     "nvidia-cuda-runtime==13.2.86",
     "nvidia-cuda-cupti==13.2.86",
     "nvidia-cufft==12.2.0.57",
@@ -81,24 +80,6 @@ fn install_package(environment: &Path) -> Outcome {
     let wheel = made.flatten().next().ok_or("maturin left no wheel")?.path();
     let install = ["-m", "pip", "install", "--quiet", "--no-deps", "--force-reinstall"];
     execute(&mut command(&python, &[&install[..], &[&wheel.to_string_lossy()]].concat()))
-}
-
-/// The folder of NVIDIA's run-time compiler, with which the GPU engine's tests compile kernels without a GPU: that
-/// of the Python tests if it is there, else one that is fetched now. None where neither can be had.
-pub fn compiler() -> Option<PathBuf> {
-    let library = |environment: &str| {
-        let packages = std::fs::read_dir(root().join(environment).join("lib")).ok()?;
-        let folders = packages.flatten().map(|entry| entry.path().join("site-packages/nvidia/cu13/lib"));
-        folders.into_iter().find(|folder| folder.join("libnvrtc.so.13").exists())
-    };
-    let found = library("target/venv").or_else(|| library("target/nvrtc"));
-    found.or_else(|| {
-        let path = root().join("target/nvrtc");
-        execute(&mut command("python3", &["-m", "venv", &path.to_string_lossy()])).ok()?;
-        let install = ["-m", "pip", "install", "--quiet", "--no-deps", NVRTC];
-        execute(&mut command(path.join("bin/python"), &install)).ok()?;
-        library("target/nvrtc")
-    })
 }
 
 /// The virtual environment, made at its first use.

@@ -4,5 +4,8 @@
 //! needing no GPU. [`driver`] loads the CUDA driver and the run-time compiler where a machine has them, and runs
 //! what codegen wrote.
 
+#![deny(unsafe_code)]
+
 pub mod codegen;
+#[allow(unsafe_code)]
 pub mod driver;

@@ -58,11 +58,13 @@ pub enum Pass {
 /// Registers of a thread that a kernel may use: above these the compiler spills.
 const REGISTERS: usize = 240;
 
-/// Registers for addresses, operands of the products and the walk.
-fn overhead(pass: Pass) -> usize {
+/// Registers for addresses, operands of the products and the walk; the assembler keeps more operands under way where
+/// rows are long.
+fn overhead(pass: Pass, head: usize, columns: usize) -> usize {
+    let long = if head > 128 { columns } else { 0 };
     match pass {
-        Pass::Keys => 104,
-        Pass::Forward | Pass::Queries | Pass::Pairs => 84,
+        Pass::Keys => 104 + long,
+        Pass::Forward | Pass::Queries | Pass::Pairs => 84 + long,
     }
 }
 
@@ -96,6 +98,10 @@ pub struct HopperTiles {
     pub head: usize,
     /// Value size, padded.
     pub value: usize,
+    /// Registers of a thread of the warpgroup that brings the tiles.
+    pub producer_registers: usize,
+    /// Registers of a thread of the two that multiply.
+    pub consumer_registers: usize,
     /// Bytes of shared memory.
     pub shared_bytes: usize,
 }
@@ -103,16 +109,21 @@ pub struct HopperTiles {
 /// The best tiles of the forward on Hopper; none where they do not fit, or elements have not two bytes.
 pub fn hopper_tiles(needs: Needs, shared_bytes: usize) -> Option<HopperTiles> {
     let (head, value) = (needs.head_size.next_multiple_of(64), needs.value_size.next_multiple_of(64));
+    // Of 504 for one thread of each warpgroup. Where the output is large, the copies make do with less.
+    let (producer_registers, consumer_registers) = if value > 128 { (56, 224) } else { (80, 208) };
     let measured = |columns: usize| {
         let elements = 128 * head + 2 * columns * (head + value);
         let panels = if needs.masked { 8 * (16 * (columns + 1) + 64) } else { 0 };
-        // A score, its weight rounded and the output, of 232 registers.
-        let registers = columns / 2 + columns / 4 + value / 2 + 56;
+        // A score, its weight rounded and the output; what the score function holds.
+        let registers = columns / 2 + columns / 4 + value / 2 + 48 + 32 * (needs.numbers - 1);
         let shared_bytes = 2 * elements + 4 * panels + 9 * 8;
-        (HopperTiles { columns, head, value, shared_bytes }, registers)
+        let tiles =
+            HopperTiles { columns, head, value, producer_registers, consumer_registers, shared_bytes };
+        (tiles, registers)
     };
-    let fits =
-        |(tiles, registers): &(HopperTiles, usize)| tiles.shared_bytes <= shared_bytes && *registers <= 232;
+    let fits = |(tiles, registers): &(HopperTiles, usize)| {
+        tiles.shared_bytes <= shared_bytes && *registers <= consumer_registers
+    };
     let possible = needs.element == 2 && head * value > 0;
     [128, 64].map(measured).into_iter().find(|found| possible && fits(found)).map(|(tiles, _)| tiles)
 }
@@ -149,7 +160,7 @@ fn measured(pass: Pass, needs: Needs, warps: usize, columns: usize, slices: usiz
         value,
         shared_bytes: elements * needs.element + 4 * floats,
         // Half a number a thread for each column: 16 rows over 32 lanes.
-        registers: sums / 2 + columns / 2 * (1 + needs.numbers) + overhead(pass),
+        registers: sums / 2 + columns / 2 * (1 + needs.numbers) + overhead(pass, head, columns),
     }
 }
 
@@ -158,7 +169,7 @@ mod tests {
     use super::*;
 
     fn needs(element: usize, size: usize, masked: bool) -> Needs {
-        let (numbers, diagonals, table_elements) = (2, false, 0);
+        let (numbers, diagonals, table_elements) = (1, false, 0);
         Needs { element, head_size: size, value_size: size, numbers, masked, diagonals, table_elements }
     }
 
@@ -197,10 +208,11 @@ mod tests {
             (tiles.warps, tiles.columns, tiles.slices)
         };
         assert_eq!(shape(Pass::Forward, 64), (4, 64, 1));
-        assert_eq!(shape(Pass::Forward, 128), (4, 32, 1));
-        assert_eq!(shape(Pass::Keys, 64), (4, 32, 1));
-        assert_eq!(shape(Pass::Keys, 128), (4, 32, 2));
-        assert_eq!(shape(Pass::Queries, 64), (4, 64, 1));
-        assert_eq!(shape(Pass::Queries, 128), (4, 32, 1));
+        assert_eq!(shape(Pass::Forward, 128), (4, 64, 1));
+        assert_eq!(shape(Pass::Keys, 64), (4, 64, 1));
+        assert_eq!(shape(Pass::Keys, 128), (4, 64, 2));
+        assert_eq!(shape(Pass::Keys, 256), (4, 16, 4));
+        assert_eq!(shape(Pass::Queries, 128), (4, 64, 1));
+        assert_eq!(shape(Pass::Queries, 192), (4, 16, 1));
     }
 }

@@ -47,14 +47,16 @@ DEVICE unsigned long long panel_of(const void* start, int stride) {
 }
 
 // Whether x holds in any thread of the warpgroup; waits for all of it. `number` names the warpgroup.
-DEVICE bool any_in_warpgroup(bool x, int number) {
+template <int NUMBER>
+DEVICE bool any_in_named(bool x) {
     int any;
     asm volatile(
         "{ .reg .pred mine, all; setp.ne.b32 mine, %1, 0;\n"
         "barrier.cta.red.or.aligned.pred all, %2, 128, mine;\n"
         "selp.b32 %0, 1, 0, all; }"
         : "=r"(any)
-        : "r"((int)x), "r"(number)
+        : "r"((int)x), "n"(NUMBER)
         : "memory");
     return any != 0;
 }
+DEVICE bool any_in_warpgroup(bool x, int number) { return number == 1 ? any_in_named<1>(x) : any_in_named<2>(x); }

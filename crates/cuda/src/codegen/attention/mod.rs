@@ -12,7 +12,7 @@ mod wgmma;
 
 use tilewright_ir::{DType, Error, ErrorKind, Result};
 use tilewright_plan::attention::{Attention, AttentionShape};
-use tilewright_plan::{AttentionForward, View};
+use tilewright_plan::{AttentionForward, Operation, View};
 
 use super::FRAGMENTS;
 use super::block_map;
@@ -34,7 +34,10 @@ const FORWARD: &str = include_str!("../../engines/attention/forward.cuh");
 pub(super) fn forward(forward: &AttentionForward, lowering: &mut Lowering) -> Result<()> {
     let attention = &forward.attention;
     let AttentionShape { batch, heads, queries, .. } = attention.shape;
-    let needs = needs(attention, 1)?;
+    // A score function that reads arrays holds addresses and elements beside the score.
+    let reads = forward.score.iter().flat_map(|score| &score.instructions);
+    let reads = reads.into_iter().any(|instruction| matches!(instruction.operation, Operation::Load(..)));
+    let needs = needs(attention, 1 + usize::from(reads))?;
     let hopper = hopper_tiles(attention, needs, lowering.target);
     let mut parameters = common_parameters(attention, lowering);
     parameters.view("output", &forward.output, attention.dtype, true);
@@ -42,12 +45,16 @@ pub(super) fn forward(forward: &AttentionForward, lowering: &mut Lowering) -> Re
     optional(&mut parameters, "log_sum_exp", forward.log_sum_exp.as_ref(), 3, true);
     optional(&mut parameters, "maximum", forward.maximum.as_ref(), 3, true);
     let tiles = match hopper {
-        Some(HopperTiles { columns, head, value, shared_bytes }) => {
-            Tiles { warps: 8, columns, slices: 1, head, value, shared_bytes, registers: 232 }
+        Some(HopperTiles { columns, head, value, shared_bytes, consumer_registers: registers, .. }) => {
+            Tiles { warps: 8, columns, slices: 1, head, value, shared_bytes, registers }
         }
         None => choose(Pass::Forward, needs, lowering)?,
     };
     let mut constants = common_constants(attention, &tiles);
+    if let Some(tiles) = hopper {
+        constants += &constant("int", "PRODUCER_REGISTERS", tiles.producer_registers);
+        constants += &constant("int", "CONSUMER_REGISTERS", tiles.consumer_registers);
+    }
     constants += &constant("bool", "UNROUNDED", forward.unrounded.is_some());
     constants += &constant("bool", "LOG_SUM_EXP", forward.log_sum_exp.is_some());
     constants += &constant("bool", "MAXIMUM", forward.maximum.is_some());

@@ -9,6 +9,8 @@ constexpr int ROWS = 128, STAGES = 2, GROUP = 128, PART = 8;  // elements of 16 
 // Rows of a matrix to panels of 64 columns; zeros past its rows and columns.
 template <int TILE_ROWS, int SIZE, int PADDED>
 DEVICE void load_panels(Element* tile, const Element* from, long long row_stride, long long rows) {
+    // Few at a time: this warpgroup has few registers.
+#pragma unroll 4
     for (int i = thread_index() % GROUP; i < TILE_ROWS * (PADDED / PART); i += GROUP) {
         int row = i / (PADDED / PART), part = i % (PADDED / PART);
         bool inside = row < rows && part * PART < SIZE;
@@ -162,10 +164,10 @@ KERNEL void __launch_bounds__(3 * GROUP, 1) attention_forward_hopper(const __gri
     long long first = (tiles - 1 - block_index() % tiles) * ROWS;
     int b = head / p.heads, h = head % p.heads;
     if (thread_index() < GROUP) {
-        give_registers<40>();
+        give_registers<PRODUCER_REGISTERS>();
         produce(p, b, h, first, query_tile, key_tiles, value_tiles, barriers);
     } else {
-        take_registers<232>();
+        take_registers<CONSUMER_REGISTERS>();
         consume(p, b, h, first, query_tile, key_tiles, value_tiles, panels, barriers);
     }
 }

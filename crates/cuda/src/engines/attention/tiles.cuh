@@ -48,14 +48,17 @@ DEVICE bool holds_nonfinite(const E* tile) {
 DEVICE int tile_state(const Parameters& p, int b, int h, long long query, int queries, long long key, int keys) {
     bool whole = query + queries <= p.queries && key + keys <= p.keys;
     if constexpr (!MASKED) return whole ? FULL : PARTIAL;
-    long long last_query = min_of(query + queries, p.queries) - 1, last_key = min_of(key + keys, p.keys) - 1;
-    long long slice = (p.map_batch == 1 ? 0 : b) * p.map_heads + (p.map_heads == 1 ? 0 : h);
+    // Positions fit 32 bits, whose division is much cheaper.
+    int query_block = p.query_block, key_block = p.key_block;
+    int last_row = (int)(min_of(query + queries, p.queries) - 1) / query_block;
+    int last_column = (int)(min_of(key + keys, p.keys) - 1) / key_block;
+    int slice = (p.map_batch == 1 ? 0 : b) * (int)p.map_heads + (p.map_heads == 1 ? 0 : h);
     bool any = false, all = whole;
-    for (long long i = query / p.query_block; i <= last_query / p.query_block; ++i) {
-        for (long long j = key / p.key_block; j <= last_key / p.key_block; ++j) {
-            int state = p.blocks[(slice * p.query_blocks + i) * p.key_blocks + j];
-            any = any || state != EMPTY;
-            all = all && state == FULL;
+    for (int i = (int)query / query_block; i <= last_row; ++i) {
+        const unsigned char* row = p.blocks + (slice * p.query_blocks + i) * p.key_blocks;
+        for (int j = (int)key / key_block; j <= last_column; ++j) {
+            any = any || row[j] != EMPTY;
+            all = all && row[j] == FULL;
         }
     }
     return all ? FULL : any ? PARTIAL : EMPTY;
