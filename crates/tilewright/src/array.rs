@@ -3,14 +3,12 @@
 use std::fmt;
 use std::sync::Arc;
 
+use tilewright_cpu::memory::Aligned;
 use tilewright_ir::element_count;
 use tilewright_schedule::Layout;
 use tilewright_trace::tree::{Entry, MapLeaves, Mapper, Path, Tree, Visitor};
 
-use crate::{DType, Element, Error, ErrorKind, Result, Type};
-
-/// Bytes that every allocation is aligned to: a cache line.
-const ALIGNMENT: usize = 64;
+use crate::{DType, Element, Error, Result, Type};
 
 /// An array: element type, shape, and shared elements that never change. Cloning is cheap.
 ///
@@ -26,36 +24,7 @@ pub struct Array {
     ty: Type,
     /// Elements between neighbours along each axis, and the element at the origin.
     layout: Layout,
-    data: Arc<Data>,
-}
-
-/// Bytes at an aligned place of a larger allocation.
-struct Data {
-    allocation: Vec<u8>,
-    start: usize,
-    length: usize,
-}
-
-impl Data {
-    /// Zeros.
-    fn zeroed(length: usize) -> Result<Data> {
-        let mut allocation = Vec::new();
-        let total = length.saturating_add(ALIGNMENT);
-        allocation
-            .try_reserve_exact(total)
-            .map_err(|_| Error::new(ErrorKind::OutOfMemory { bytes: total, device: "the CPU".into() }))?;
-        allocation.resize(total, 0);
-        let start = allocation.as_ptr().align_offset(ALIGNMENT);
-        Ok(Data { allocation, start, length })
-    }
-
-    fn bytes(&self) -> &[u8] {
-        &self.allocation[self.start..self.start + self.length]
-    }
-
-    fn bytes_mut(&mut self) -> &mut [u8] {
-        &mut self.allocation[self.start..self.start + self.length]
-    }
+    data: Arc<Aligned<u8>>,
 }
 
 /// The layout of a packed array in row-major order.
@@ -160,8 +129,8 @@ impl Array {
 
     /// A packed array whose bytes, zero at first, `fill` writes.
     pub(crate) fn filled(ty: Type, fill: impl FnOnce(&mut [u8])) -> Result<Array> {
-        let mut data = Data::zeroed(ty.bytes())?;
-        fill(data.bytes_mut());
+        let mut data = Aligned::new(ty.bytes())?;
+        fill(&mut data);
         Ok(Array { layout: packed(&ty.shape), ty, data: Arc::new(data) })
     }
 
@@ -170,10 +139,11 @@ impl Array {
         types: &[Type],
         fill: impl FnOnce(&mut [&mut [u8]]) -> Result<()>,
     ) -> Result<Vec<Array>> {
-        let mut data = types.iter().map(|ty| Data::zeroed(ty.bytes())).collect::<Result<Vec<_>>>()?;
-        let mut bytes: Vec<&mut [u8]> = data.iter_mut().map(Data::bytes_mut).collect();
+        let mut data =
+            types.iter().map(|ty| Aligned::new(ty.bytes())).collect::<Result<Vec<Aligned<u8>>>>()?;
+        let mut bytes: Vec<&mut [u8]> = data.iter_mut().map(|data| &mut data[..]).collect();
         fill(&mut bytes)?;
-        let array = |(ty, data): (&Type, Data)| Array {
+        let array = |(ty, data): (&Type, Aligned<u8>)| Array {
             ty: ty.clone(),
             layout: packed(&ty.shape),
             data: Arc::new(data),
@@ -203,12 +173,12 @@ impl Array {
 
     /// The bytes that its layout is about.
     pub(crate) fn storage(&self) -> &[u8] {
-        self.data.bytes()
+        &self.data
     }
 
     /// Whether its elements lie in row-major order without gaps.
     fn is_packed(&self) -> bool {
-        self.layout == packed(&self.ty.shape) && self.data.length == self.ty.bytes()
+        self.layout == packed(&self.ty.shape) && self.data.len() == self.ty.bytes()
     }
 
     /// Its bytes in row-major order, in the byte order of the machine.

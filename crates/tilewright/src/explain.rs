@@ -4,7 +4,7 @@ use std::fmt::Write;
 use std::time::Duration;
 
 use tilewright_plan::attention::{Attention, AttentionBackward};
-use tilewright_plan::{Kernel, Place, Scan};
+use tilewright_plan::{BlockMap, Kernel, Place, Plan, Scan};
 
 use crate::pipeline::Program;
 
@@ -98,15 +98,33 @@ pub(crate) fn describe(kernel: &Kernel) -> String {
             scatter.dtype,
             extents(&[&scatter.indexed[..], &scatter.tail].concat())
         ),
-        Kernel::BlockMap(map) => format!(
-            "block map of a mask, {}×{} queries × keys in blocks of {}×{}, for {} batch elements and {} heads",
-            map.queries, map.keys, map.query_block, map.key_block, map.batch, map.heads
-        ),
+        Kernel::BlockMap(map) => block_map(map),
         Kernel::AttentionForward(forward) => {
             format!("attention {}", attention(&forward.attention, forward.score.is_some()))
         }
         Kernel::AttentionBackward(backward) => attention_backward(backward),
         Kernel::Scan(scan) => describe_scan(scan),
+    }
+}
+
+/// A mask that reads no captured array has the same blocks in every call, so they can be counted beforehand.
+fn block_map(map: &BlockMap) -> String {
+    let text = format!(
+        "block map of a mask, {}×{} queries × keys in blocks of {}×{}, for {} batch elements and {} heads",
+        map.queries, map.keys, map.query_block, map.key_block, map.batch, map.heads
+    );
+    if !map.tables.is_empty() {
+        return format!("{text}: its live blocks depend on what it captures");
+    }
+    let kernels = vec![Kernel::BlockMap(BlockMap { slot: 0, ..map.clone() })];
+    let plan = Plan { buffers: vec![], kernels, block_maps: 1, arena_bytes: 0 };
+    match tilewright_cpu::block_map(&plan, &[]) {
+        Ok(blocks) => {
+            let (full, partial) = blocks.counts();
+            let all = blocks.batch * blocks.heads * blocks.query_blocks * blocks.key_blocks;
+            format!("{text}: {} of {all} live ({full} full, {partial} partial)", full + partial)
+        }
+        Err(error) => format!("{text}: {error}"),
     }
 }
 

@@ -206,3 +206,19 @@ fn gathers_out_of_range_are_errors() {
         assert!(error.origin().unwrap().file.ends_with("calls.rs"), "{error}");
     }
 }
+
+/// The blocks of a mask that captures nothing are counted. A causal one of 256 queries, in blocks of 64, by 256 keys,
+/// in blocks of 128: all four of the first keys are live, of which two lie on the diagonal, and two of the second.
+#[test]
+fn explain_counts_the_blocks_of_a_mask() {
+    let causal = compile(|x: Tensor| flex_attention(&x, &x, &x).mask(mods::causal).call());
+    causal.call(&random(&[1, 1, 256, 8], 1)).unwrap();
+    let explained = causal.explain();
+    assert!(explained.contains("6 of 8 live (2 full, 4 partial)"), "{explained}");
+    let padded = compile(|(x, length): (Tensor, Tensor)| {
+        flex_attention(&x, &x, &x).mask(|at| at.key.lt(length.at([at.batch]))).call()
+    });
+    padded.call((&random(&[1, 1, 256, 8], 1), &Array::new([1], &[100i32]).unwrap())).unwrap();
+    let explained = padded.explain();
+    assert!(explained.contains("live blocks depend on what it captures"), "{explained}");
+}

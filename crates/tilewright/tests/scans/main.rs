@@ -6,5 +6,6 @@ mod common;
 mod derivatives;
 mod families;
 mod faults;
+mod fusion;
 mod named;
 mod options;

@@ -25,7 +25,7 @@ fn plain(
     for step in 0..length {
         let t = if reverse { length - 1 - step } else { step };
         let begins =
-            starts.is_some_and(|starts| if reverse { t + 1 == length || starts[t + 1] } else { starts[t] });
+            starts.is_some_and(|starts| if reverse { t + 1 < length && starts[t + 1] } else { starts[t] });
         let after = match state {
             Some((a0, b0)) if !begins => (a0 * a[t], a[t] * b0 + b[t]),
             _ => (a[t], b[t]),
@@ -72,24 +72,37 @@ fn starts_and_carries() {
     }
 }
 
+/// Whether a state comes in or not: it enters the segment that the first position is in, unless one starts there.
 #[test]
 fn segments_are_scanned_by_themselves() {
     for length in [1, 2, 5, 17, 1000, 4097] {
-        for reverse in [false, true] {
-            let f = compile(move |(x, starts): (Pair<Tensor>, Tensor)| {
-                let scan = associative_scan((x.0 * 0.4, x.1), 0, affine).segments(starts.gt(1.2));
-                let scan = if reverse { scan.reverse() } else { scan };
-                let (y, carry) = scan.call_with_carry();
-                (y.1, carry.1)
+        for (reverse, starts_above) in [(false, 1.2), (true, 1.2), (false, -9.0), (true, -9.0)] {
+            let f = compile(move |(x, starts, init): (Pair<Tensor>, Tensor, Pair<Tensor>)| {
+                let scan = |init: Option<Pair<Tensor>>| {
+                    let elements = (x.0 * 0.4, x.1);
+                    let scan = associative_scan(elements, 0, affine).segments(starts.gt(starts_above));
+                    let scan = if reverse { scan.reverse() } else { scan };
+                    let (y, carry) = match init {
+                        Some(init) => scan.init(init).call_with_carry(),
+                        None => scan.call_with_carry(),
+                    };
+                    (y.1, carry.1)
+                };
+                (scan(None), scan(Some(init)))
             });
-            let inputs = ((random(&[length], 1), random(&[length], 2)), random(&[length], 5));
+            let x = (random(&[length], 1), random(&[length], 2));
+            let inputs = (x, random(&[length], 5), (random(&[], 3), random(&[], 4)));
             agrees(&f, &inputs, 1e-12);
-            let (y, carry) = f.call(&inputs).unwrap();
             let a: Vec<f64> = to_f64s(&inputs.0.0).iter().map(|a| a * 0.4).collect();
-            let starts: Vec<bool> = to_f64s(&inputs.1).iter().map(|&x| x > 1.2).collect();
-            let (expected, last) = plain((&a, &to_f64s(&inputs.0.1)), None, Some(&starts), reverse, false);
-            close(&to_f64s(&y), &expected);
-            close(&to_f64s(&carry), &[last]);
+            let starts: Vec<bool> = to_f64s(&inputs.1).iter().map(|&x| x > starts_above).collect();
+            let init = (to_f64s(&inputs.2.0)[0], to_f64s(&inputs.2.1)[0]);
+            let (alone, continued) = f.call(&inputs).unwrap();
+            for ((y, carry), init) in [(alone, None), (continued, Some(init))] {
+                let b = to_f64s(&inputs.0.1);
+                let (expected, last) = plain((&a, &b), init, Some(&starts), reverse, false);
+                close(&to_f64s(&y), &expected);
+                close(&to_f64s(&carry), &[last]);
+            }
         }
     }
 }
@@ -149,6 +162,23 @@ fn options_have_derivatives() {
         },
         0,
     );
+}
+
+/// The gradients of a scan in segments that another one's state comes into.
+#[test]
+fn segments_that_are_continued_have_derivatives() {
+    fn scan(x: &[Tensor], first: i64, reverse: bool) -> Vec<Tensor> {
+        let starts = ((iota([17], 0, DType::I64) + first) % 5).eq(3);
+        let scan =
+            associative_scan((x[0].tanh(), x[1]), 1, affine).init((x[2].tanh(), x[3])).segments(starts);
+        let (y, carry) = if reverse { scan.reverse() } else { scan }.call_with_carry();
+        vec![y.1, carry.1]
+    }
+    let shapes: [&[usize]; 4] = [&[2, 17], &[2, 17], &[2], &[]];
+    check("continued", &shapes, |x| scan(x, 0, false), 0);
+    check("continued from the end", &shapes, |x| scan(x, 0, true), 0);
+    check("started afresh", &shapes, |x| scan(x, 3, false), 0);
+    check("the carry", &shapes, |x| scan(x, 1, true), 1);
 }
 
 /// Of length 0, the elements come back; the carry is where it started (faults, row 13, and the table).
