@@ -1,8 +1,7 @@
 """A gated linear recurrence, as in state-space models, learned with ``associative_scan``.
 
 The model sees noisy samples of a decaying signal and learns how fast it decays: ``y[t] = a·y[t-1] + x[t]``, with one
-``a`` a channel. The gradient of ``a`` passes through a scan whose two leaves are coupled. A parameter that the combine
-function captures is learned as well.
+``a`` a channel. The gradient of ``a`` passes through a scan whose two leaves are coupled.
 
     python examples/python/recurrence.py
 """
@@ -31,7 +30,7 @@ def filtered(decay: Tensor, x: Tensor) -> Tensor:
 def main(steps: int = 200) -> float:
     """Trains, and gives the greatest error of the learned decay."""
     torch.manual_seed(0)
-    truth = torch.tensor([0.5, 0.8, 0.95, 0.99])
+    truth = torch.tensor([0.3, 0.8, 0.95, 0.99])
     parameter = torch.zeros(4, requires_grad=True)
     optimizer = torch.optim.Adam([parameter], lr=0.1)
     for step in range(steps):
@@ -43,7 +42,8 @@ def main(steps: int = 200) -> float:
         loss.backward()
         optimizer.step()
         if step % 20 == 0:
-            print(f"step {step:4}  loss {loss.item():10.5f}  decay {torch.sigmoid(parameter).tolist()}")
+            learned = "  ".join(f"{decay:.3f}" for decay in torch.sigmoid(parameter).tolist())
+            print(f"step {step:4}  loss {loss.item():10.5f}  decay {learned}")
     return float((torch.sigmoid(parameter) - truth).abs().max().item())
 
 

@@ -1,5 +1,8 @@
 //! Arrays of Python as the compiler sees them: an address, a shape, strides, an element type.
 
+use std::ptr::NonNull;
+
+use pyo3::exceptions::PyRuntimeError;
 use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
@@ -87,7 +90,15 @@ fn empty_torch<'py>(
     let place = DType::ALL.iter().position(|&dtype| dtype == ty.dtype).expect("every element type is listed");
     let options = PyDict::new(py);
     options.set_item(intern!(py, "dtype"), &types[place])?;
-    let tensor = empty.call((PyTuple::new(py, &ty.shape)?,), Some(&options))?;
+    let shape = PyTuple::new(py, &ty.shape)?;
+    let tensor = empty.call((shape,), Some(&options)).map_err(|error| {
+        // PyTorch says so by a `RuntimeError`.
+        let device = "cpu".into();
+        match error.is_instance_of::<PyRuntimeError>(py) {
+            true => raise(py, Error::new(ErrorKind::OutOfMemory { bytes: ty.bytes(), device })),
+            false => error,
+        }
+    })?;
     let address = tensor.call_method0(intern!(py, "data_ptr"))?.extract()?;
     Ok((tensor, Tensor { address, form: Form::packed(ty) }))
 }
@@ -181,7 +192,8 @@ impl Tensor {
     /// The tensor's memory is alive, and nobody writes to it meanwhile.
     pub unsafe fn bytes(&self) -> &[u8] {
         if self.form.shape.contains(&0) {
-            return &[];
+            // SAFETY: no byte is read, and the address is aligned for every element type.
+            return unsafe { std::slice::from_raw_parts(NonNull::<u64>::dangling().as_ptr().cast(), 0) };
         }
         let (low, high) = self.form.reach();
         let size = self.form.dtype.size();
@@ -222,7 +234,8 @@ impl Tensor {
     #[allow(clippy::mut_from_ref, reason = "the tensor only stands for memory that Python owns")]
     pub unsafe fn bytes_mut(&self) -> &mut [u8] {
         if self.form.shape.contains(&0) {
-            return &mut [];
+            // SAFETY: no byte is written, and the address is aligned for every element type.
+            return unsafe { std::slice::from_raw_parts_mut(NonNull::<u64>::dangling().as_ptr().cast(), 0) };
         }
         // SAFETY: a packed tensor's elements fill these bytes; the caller vouches for the rest.
         unsafe { std::slice::from_raw_parts_mut(self.address as *mut u8, self.form.ty().bytes()) }

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch._C._functorch import maybe_current_level
 
 from tilewright import _native
+from tilewright._errors import DeviceUnavailableError
 from tilewright._program import vjp
 from tilewright.torch import _program
 
@@ -86,9 +87,13 @@ _PLAIN = (Tensor, torch.nn.Parameter)
 
 def _run(inputs: list[Tensor], program: str) -> list[Tensor]:
     """The operator; past the dispatcher where there is nothing for it to do."""
-    plain = all([type(x) in _PLAIN and x.is_cpu for x in inputs])
+    plain = all([type(x) in _PLAIN and x.is_cpu and not x.is_neg() for x in inputs])
     if plain and not torch._C._len_torch_dispatch_stack() and maybe_current_level() is None:
         return _call_cpu(inputs, program)
+    devices = {x.device for x in inputs}
+    if len(devices) > 1 or not {device.type for device in devices} <= {"cpu", "meta"}:
+        found = ", ".join(sorted(map(str, devices)))
+        raise DeviceUnavailableError(f"tensors on {found}: one device expected, and that the CPU")
     return _operator(inputs, program)
 
 

@@ -18,7 +18,7 @@ import functools
 import math
 import sys
 import types
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -102,24 +102,37 @@ class Reads:
     A tensor that is an operand of the call already is not listed again.
     """
 
-    def __init__(self, functions: Iterable[Callable[..., Any] | None], operands: Iterable[Tensor]) -> None:
+    def __init__(self, functions: Sequence[Callable[..., Any] | None], operands: Sequence[Tensor]) -> None:
+        # An object that one function holds may be handed to another: each is looked at for the attributes that any of
+        # the functions names, which are known when all were met.
+        named: set[str] | None = None
+        while named is None or (self._objects and named != self._attributes):
+            named = set() if named is None else self._attributes
+            self._look(functions, operands, named)
+
+    def _look(
+        self, functions: Sequence[Callable[..., Any] | None], operands: Sequence[Tensor], named: set[str]
+    ) -> None:
         self.key: list[Any] = []
         self.tensors: list[Tensor] = []
         #: To be kept with the key, which holds their identities.
         self.codes: list[types.CodeType] = []
         self._places: dict[int, int] = {}
+        self._named = named
+        self._attributes: set[str] = set()
+        self._objects = False
         for operand in operands:
             self.key.append(self._places.setdefault(id(operand), len(self._places)))
         for function in functions:
             if isinstance(function, nn.Module):
                 self._function(type(function).forward, function)
             elif isinstance(function, (types.FunctionType, types.MethodType, functools.partial)) or function is None:
-                self._value(function, set())
+                self._value(function)
             else:
                 self._function(type(function).__call__, function)
 
-    def _value(self, value: Any, attributes: set[str]) -> None:
-        """Whatever code can get hold of, with the attributes that it names."""
+    def _value(self, value: Any) -> None:
+        """Whatever code can get hold of."""
         kind = type(value)
         if kind is int or kind is bool or kind is str or value is None or kind is torch.dtype:
             self.key += (kind, value)
@@ -139,15 +152,15 @@ class Reads:
         elif kind is tuple or kind is list:
             self.key += (kind, len(value))
             for item in value:
-                self._value(item, attributes)
+                self._value(item)
         elif kind is dict:
-            self._value([item for pair in value.items() for item in pair], attributes)
+            self._value([item for pair in value.items() for item in pair])
         elif kind is functools.partial:
-            self._value([value.func, value.args, value.keywords], attributes)
+            self._value([value.func, value.args, value.keywords])
         elif getattr(torch, name := getattr(value, "__name__", ""), None) is value:
             self.key.append(name)
         else:
-            self._object(value, attributes)
+            self._object(value)
 
     def _seen_before(self, value: Any) -> bool:
         """Two names for one object are not the same as two objects alike."""
@@ -165,20 +178,22 @@ class Reads:
         names = _names(code)
         self.codes += names.codes
         self.key.append(id(code))
+        self._attributes |= names.attributes
         if bound_to is not None:
-            self._value(bound_to, names.attributes)
+            self._value(bound_to)
         for cell in function.__closure__ or ():
-            self._value(cell.cell_contents, names.attributes)
+            self._value(cell.cell_contents)
         if function.__defaults__ or function.__kwdefaults__:
-            self._value([function.__defaults__, function.__kwdefaults__], names.attributes)
+            self._value([function.__defaults__, function.__kwdefaults__])
         for name in names.globals:
             if name in function.__globals__:
-                self._value(function.__globals__[name], names.attributes)
+                self._value(function.__globals__[name])
             elif name not in _BUILTINS:
                 raise _Unknown
 
-    def _object(self, value: Any, attributes: set[str]) -> None:
+    def _object(self, value: Any) -> None:
         """An object of a user's class, by the attributes that are named."""
+        self._objects = True
         kind = type(value)
         own = getattr(value, "__dict__", None)
         if own is None or isinstance(value, type) or _defined(kind, "__getattribute__") is not object.__getattribute__:
@@ -189,11 +204,11 @@ class Reads:
         elif hasattr(kind, "__getattr__"):
             raise _Unknown
         self.key.append(kind)
-        for name in attributes:
+        for name in sorted(self._named):
             holder = next((place for place in places if name in place), None)
             if holder is not None:
                 self.key.append(name)
-                self._value(holder[name], attributes)
+                self._value(holder[name])
                 continue
             shared = _defined(kind, name)
             if shared is None:
@@ -201,7 +216,7 @@ class Reads:
             self.key.append(name)
             if not isinstance(shared, (types.FunctionType, bool, int, float, str)):
                 raise _Unknown
-            self._value(shared, attributes)
+            self._value(shared)
 
 
 def _defined(kind: type, name: str) -> Any:
@@ -209,7 +224,7 @@ def _defined(kind: type, name: str) -> Any:
     return next((vars(base)[name] for base in kind.__mro__ if name in vars(base)), None)
 
 
-def reads(functions: Iterable[Callable[..., Any] | None], operands: Iterable[Tensor]) -> Reads | None:
+def reads(functions: Sequence[Callable[..., Any] | None], operands: Sequence[Tensor]) -> Reads | None:
     """What the functions of a call can read, ``None`` where it cannot be told."""
     try:
         return Reads(functions, operands)
