@@ -6,7 +6,6 @@
 
 use std::fmt::Write;
 
-use tilewright_ir::Result;
 use tilewright_plan::loops::{Lanes, Phase, RowReduction, Sink, Source};
 use tilewright_plan::{Kind, Loops};
 
@@ -27,7 +26,7 @@ const THREADS: usize = 128;
 const BLOCKS: usize = 2112;
 
 /// Lowers a loop nest.
-pub(super) fn lower(loops: &Loops, lowering: &mut Lowering) -> Result<()> {
+pub(super) fn lower(loops: &Loops, lowering: &mut Lowering) {
     let flat = loops.phases.len() == 1 && loops.phases[0].sinks.iter().all(is_store) && !loops.phases[0].once;
     let (parallel, row) = if flat {
         ([&loops.parallel[..], &loops.row].concat(), Vec::new())
@@ -73,7 +72,6 @@ pub(super) fn lower(loops: &Loops, lowering: &mut Lowering) -> Result<()> {
         shared_bytes: if alone { 0 } else { 16 * threads },
         arguments: parameters.arguments,
     });
-    Ok(())
 }
 
 fn is_store(sink: &Sink) -> bool {

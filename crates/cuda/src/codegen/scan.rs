@@ -3,7 +3,6 @@
 
 use std::fmt::Write;
 
-use tilewright_ir::Result;
 use tilewright_plan::loops::{Sink, Source};
 use tilewright_plan::{Kind, Program, Scan};
 
@@ -15,7 +14,7 @@ use super::types::{loaded, register, stored};
 /// Threads of a block.
 const THREADS: usize = 128;
 
-pub(super) fn lower(scan: &Scan, lowering: &mut Lowering) -> Result<()> {
+pub(super) fn lower(scan: &Scan, lowering: &mut Lowering) {
     let rows: usize = scan.parallel.iter().product();
     let mut parameters = Parameters::default();
     parameters.integers("extents", scan.parallel.iter().map(|&extent| extent as i64));
@@ -35,7 +34,6 @@ pub(super) fn lower(scan: &Scan, lowering: &mut Lowering) -> Result<()> {
         shared_bytes: 0,
         arguments: parameters.arguments,
     });
-    Ok(())
 }
 
 struct Writer<'a> {

@@ -200,8 +200,8 @@ fn load(cubin: &[u8], entry: &str) -> Result<Function> {
 }
 
 fn start(device: &Device, function: Function, launch: &Launch, words: &[u64]) -> Result<()> {
-    let blocks = u32::try_from(launch.blocks).map_err(|_| {
-        Error::new(ErrorKind::TooLarge { what: "a launch".into(), limit: "2^32 blocks".into() })
+    let blocks = i32::try_from(launch.blocks).map(|blocks| blocks as u32).map_err(|_| {
+        Error::new(ErrorKind::TooLarge { what: "a launch".into(), limit: "2^31 blocks".into() })
     })?;
     device.enter()?;
     // The only parameter is the struct, whose fields are the words.

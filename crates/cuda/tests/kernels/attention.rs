@@ -47,7 +47,7 @@ fn generated(dtype: DType, seeds: std::ops::Range<u64>) -> Vec<Case> {
 
 #[test]
 fn generated_programs() {
-    let cases = [(DType::F32, 0..8), (DType::BF16, 8..14), (DType::F16, 14..20)]
+    let cases = [(DType::F32, 0..6), (DType::BF16, 8..13), (DType::F16, 14..19)]
         .into_iter()
         .flat_map(|(dtype, seeds)| generated(dtype, seeds));
     check(&cases.collect::<Vec<_>>());
@@ -71,7 +71,7 @@ fn every_function_in_half_types() {
     let cases: Vec<Case> = SCORES
         .iter()
         .enumerate()
-        .step_by(3)
+        .step_by(4)
         .map(|(i, score)| {
             let mask = (i % 5 != 1).then(|| &MASKS[(i + 1) % MASKS.len()]);
             let dtype = if i % 2 == 0 { DType::BF16 } else { DType::F16 };
@@ -160,7 +160,7 @@ fn nothing_of_a_masked_pair_shows() {
     let third = &MASKS[2];
     let late = &MASKS[1];
     let mut cases = Vec::new();
-    for (dtype, score) in [(DType::F32, 0), (DType::BF16, 4), (DType::F32, 10), (DType::F16, 16)] {
+    for (dtype, score) in [(DType::BF16, 4), (DType::F32, 10)] {
         for (mask, hides_keys) in [(third, true), (late, false)] {
             let clean = Case::of(dtype, SMALL, &SCORES[score], Some(mask));
             for poison in [f64::NAN, f64::INFINITY] {

@@ -77,11 +77,11 @@ struct Gradient<'a, 'b> {
 
 /// Lowers the gradient of an attention.
 pub(in crate::codegen) fn lower(backward: &AttentionBackward, lowering: &mut Lowering) -> Result<()> {
-    let AttentionShape { batch, heads, queries, keys, .. } = backward.attention.shape;
+    let AttentionShape { batch, heads, queries, .. } = backward.attention.shape;
     let delta = lowering.scratch(4 * batch * heads * queries);
     let totals: Vec<Total> = captures::totals(backward, lowering)?;
     let mut gradient = Gradient { backward, lowering, delta };
-    gradient.delta()?;
+    gradient.delta();
 
     let found: Vec<(&CaptureReduction, Where)> =
         backward.reductions.iter().map(|reduction| (reduction, place_of(reduction, backward))).collect();
@@ -96,7 +96,6 @@ pub(in crate::codegen) fn lower(backward: &AttentionBackward, lowering: &mut Low
         .collect();
     by_queries.sort_by_key(|(class, _)| *class);
 
-    // Where nothing is admitted or there is nothing to sum over, the passes still store zeros.
     let mut wanted = backward.key_cotangent.is_some() || backward.value_cotangent.is_some();
     let mut rest = &by_keys[..];
     while wanted || !rest.is_empty() {
@@ -123,13 +122,12 @@ pub(in crate::codegen) fn lower(backward: &AttentionBackward, lowering: &mut Low
             Where::Keys | Where::Queries(_) => {}
         }
     }
-    debug_assert!(queries.checked_mul(keys).is_some());
     captures::store(backward, &totals, gradient.lowering);
     Ok(())
 }
 
 impl Gradient<'_, '_> {
-    fn delta(&mut self) -> Result<()> {
+    fn delta(&mut self) {
         let attention = &self.backward.attention;
         let AttentionShape { batch, heads, queries, value_size, .. } = attention.shape;
         let mut parameters = Parameters::default();
@@ -153,7 +151,6 @@ impl Gradient<'_, '_> {
             shared_bytes: 0,
             arguments: parameters.arguments,
         });
-        Ok(())
     }
 
     /// The parameters that all passes have.
