@@ -8,10 +8,10 @@ mkdir -p "$logs"
 export TILEWRIGHT_TEST_DEVICE=cuda
 export TILEWRIGHT_CACHE="$PWD/cache"
 
-# NVRTC: where the loader finds it, else in CUDA's folder, else in PyTorch's environment.
-for folder in /usr/local/cuda/lib64 \
+# The driver and NVRTC: where the loader finds them, else in the usual folders, else in PyTorch's environment.
+for folder in /usr/local/nvidia/lib64 /usr/local/cuda/lib64 \
     $(python3 -c 'import glob, site; print(*[f for s in site.getsitepackages() for f in glob.glob(s + "/nvidia/*/lib")])'); do
-    if ls "$folder"/libnvrtc.so* > /dev/null 2>&1; then
+    if ls "$folder"/libnvrtc.so* "$folder"/libcuda.so* 2> /dev/null | grep -q .; then
         LD_LIBRARY_PATH="$folder:${LD_LIBRARY_PATH:-}"
     fi
 done
