@@ -53,7 +53,8 @@ fn cases() -> Vec<Case> {
     ]
 }
 
-fn random(dtype: DType, shape: Vec<usize>, seed: u64) -> Result<Array> {
+/// Numbers from −1 to 1.
+pub fn random(dtype: DType, shape: Vec<usize>, seed: u64) -> Result<Array> {
     let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
     let mut next = move || {
         state ^= state << 13;

@@ -8,6 +8,7 @@ mod model;
 mod peer;
 mod report;
 mod scan;
+mod sparse;
 
 use std::path::PathBuf;
 use std::time::Instant;
@@ -45,7 +46,7 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum What {
-    /// Attention, with and without learned biases, forward and backward.
+    /// Attention, with and without learned biases, forward and backward; long and sparse; of few queries.
     Attention,
     /// Scans over the shapes that matter.
     Scan,
@@ -58,7 +59,10 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut peers = Peers::start(&arguments.peer)?;
     let mut report = Report::new(arguments.json, arguments.threads);
     match arguments.what {
-        What::Attention => attention::measure(&arguments, &mut peers, &mut report)?,
+        What::Attention => {
+            attention::measure(&arguments, &mut peers, &mut report)?;
+            sparse::measure(&arguments, &mut report)?;
+        }
         What::Scan => scan::measure(&arguments, &mut peers, &mut report)?,
         What::Model => model::measure(&arguments, &mut peers, &mut report)?,
     }
