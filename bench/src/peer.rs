@@ -20,12 +20,15 @@ struct Peer {
 pub type Answer = Result<Vec<f64>, String>;
 
 impl Peers {
-    /// Starts `torch`, `jax`, … with the Python that the tests use, or the one on the path.
+    /// Starts `torch`, `jax`, … each with the Python of `target/venv-NAME`, the one that the tests use, or the one on
+    /// the path.
     pub fn start(names: &[String]) -> std::io::Result<Peers> {
         let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-        let kept = root.join("../target/venv/bin/python");
-        let python = if kept.exists() { kept } else { PathBuf::from("python3") };
         let start = |name: &String| {
+            let own = root.join(format!("../target/venv-{name}/bin/python"));
+            let kept = root.join("../target/venv/bin/python");
+            let found = [own, kept].into_iter().find(|python| python.exists());
+            let python = found.unwrap_or_else(|| PathBuf::from("python3"));
             let script = root.join(format!("peers/{name}_peer.py"));
             let mut process =
                 Command::new(&python).arg(script).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;

@@ -42,11 +42,13 @@ pub(crate) fn vjp(
     for &cotangent in cotangents {
         arriving.push(cotangent.map(|cotangent| arrange(e, cotangent)).transpose()?);
     }
+    let mut firsts = Firsts { first: if scan.reverse { length - 1 } else { 0 }, axis, made: Vec::new() };
     let mut previous_states = Vec::new();
     let mut elements = Vec::new();
     for (&element, &state) in leaves.iter().zip(&node.results) {
         let (element, state) = (arrange(e, element)?, arrange(e, state)?);
-        previous_states.push(previous(e, scan, axis, state, element)?);
+        let first = firsts.like(e, state)?;
+        previous_states.push(previous(e, scan, axis, (first, element), state)?);
         elements.push(element);
     }
     let arguments = [&previous_states[..], &elements, captures].concat();
@@ -57,7 +59,7 @@ pub(crate) fn vjp(
     for &state in &states {
         inner.push(match state {
             Some(state) => {
-                let first = is_first(e, scan, axis, state)?;
+                let first = firsts.like(e, state)?;
                 Some(e.replace(first, 0.0, state)?)
             }
             None => None,
@@ -68,7 +70,7 @@ pub(crate) fn vjp(
     let mut gradients = pulled[scan.leaves..].to_vec();
     for i in (0..scan.leaves).filter(|&i| wanted[i]) {
         let Some(state) = states[i] else { continue };
-        let first = is_first(e, scan, axis, state)?;
+        let first = firsts.like(e, state)?;
         let later = gradients[i].map_or_else(|| e.like(state, 0.0), Ok)?;
         gradients[i] = Some(e.select(first, state, later)?);
     }
@@ -86,13 +88,26 @@ fn move_axis(e: &mut Emit, x: Value, from: usize, to: usize) -> Result<Value> {
     e.transpose(x, &order)
 }
 
-/// Where the position along `axis` is the scan's first, at every element of an array like `x`.
-fn is_first(e: &mut Emit, scan: &AssociativeScan, axis: usize, x: Value) -> Result<Value> {
-    let shape = e.shape(x);
-    let first = if scan.reverse { shape[axis] as i64 - 1 } else { 0 };
-    let position = e.op(Op::Iota { dtype: DType::I64, shape: shape.clone(), axis }, &[])?;
-    let first = e.splat(&Type::new(DType::I64, shape), first)?;
-    e.compare(Compare::Eq, position, first)
+/// Where the position along `axis` is the scan's first, at every element of an array: one value for each shape.
+struct Firsts {
+    first: usize,
+    axis: usize,
+    made: Vec<(Vec<usize>, Value)>,
+}
+
+impl Firsts {
+    /// For an array like `x`.
+    fn like(&mut self, e: &mut Emit, x: Value) -> Result<Value> {
+        let shape = e.shape(x);
+        if let Some((_, first)) = self.made.iter().find(|(made, _)| *made == shape) {
+            return Ok(*first);
+        }
+        let position = e.op(Op::Iota { dtype: DType::I64, shape: shape.clone(), axis: self.axis }, &[])?;
+        let first = e.splat(&Type::new(DType::I64, shape.clone()), self.first as i64)?;
+        let first = e.compare(Compare::Eq, position, first)?;
+        self.made.push((shape, first));
+        Ok(first)
+    }
 }
 
 /// The state at the previous position; at the first, the element.
@@ -100,8 +115,8 @@ fn previous(
     e: &mut Emit,
     scan: &AssociativeScan,
     axis: usize,
+    (first, elements): (Value, Value),
     states: Value,
-    elements: Value,
 ) -> Result<Value> {
     let length = e.graph.ty(states).shape[axis];
     let moved = if scan.reverse {
@@ -111,7 +126,6 @@ fn previous(
         let rest = e.slice_axis(states, axis, 0, length - 1)?;
         e.pad_axis(rest, axis, 1, 0)?
     };
-    let first = is_first(e, scan, axis, states)?;
     e.select(first, elements, moved)
 }
 

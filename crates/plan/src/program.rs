@@ -95,6 +95,25 @@ impl Operation {
             Operation::Load(_, indices) => indices.clone(),
         }
     }
+
+    /// The same of other registers: `name` gives each one's new name.
+    #[must_use]
+    pub fn renamed(&self, name: impl Fn(Register) -> Register) -> Operation {
+        match self {
+            Operation::Input(number) => Operation::Input(*number),
+            Operation::Constant(value) => Operation::Constant(*value),
+            Operation::Unary(function, x) => Operation::Unary(*function, name(*x)),
+            Operation::Binary(function, x, y) => Operation::Binary(*function, name(*x), name(*y)),
+            Operation::Compare(comparison, x, y) => Operation::Compare(*comparison, name(*x), name(*y)),
+            Operation::Select(c, x, y) => Operation::Select(name(*c), name(*x), name(*y)),
+            Operation::Cast(x) => Operation::Cast(name(*x)),
+            Operation::Round(dtype, x) => Operation::Round(*dtype, name(*x)),
+            Operation::Load(table, indices) => {
+                Operation::Load(*table, indices.iter().map(|&r| name(r)).collect())
+            }
+            Operation::RandomBits(key, counter) => Operation::RandomBits(name(*key), name(*counter)),
+        }
+    }
 }
 
 /// Straight-line code with some results.

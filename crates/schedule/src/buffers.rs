@@ -58,9 +58,13 @@ pub(crate) fn place(plan: &mut Plan) {
         offsets[buffer] = arena.place(bytes, life);
     }
     plan.arena_bytes = arena.bytes;
-    for buffer in 0..plan.buffers.len() {
-        if let Place::Arena(offset) = &mut plan.buffers[buffer].place {
-            *offset = offsets[owner[buffer]];
+    for (number, buffer) in plan.buffers.iter_mut().enumerate() {
+        if let Place::Arena(offset) = &mut buffer.place {
+            *offset = offsets[owner[number]];
+            // What fusion left untouched takes no place.
+            if lives[number].is_none() {
+                buffer.elements = 0;
+            }
         }
     }
 }

@@ -129,7 +129,7 @@ impl Builder {
         let mut program = Program::default();
         for (i, instruction) in self.instructions.iter().enumerate().filter(|(i, _)| live[*i]) {
             map[i] = Register(program.instructions.len() as u32);
-            let operation = renamed(&instruction.operation, |r| map[r.index()]);
+            let operation = instruction.operation.renamed(|r| map[r.index()]);
             program.instructions.push(Instruction { operation, kind: instruction.kind });
         }
         program.results = results.iter().map(|r| map[r.index()]).collect();
@@ -431,24 +431,6 @@ fn mirrored(comparison: Compare) -> Compare {
         Compare::Le => Compare::Ge,
         Compare::Gt => Compare::Lt,
         Compare::Ge => Compare::Le,
-    }
-}
-
-/// The operation with its registers renamed.
-pub(crate) fn renamed(operation: &Operation, name: impl Fn(Register) -> Register) -> Operation {
-    match operation {
-        Operation::Input(number) => Operation::Input(*number),
-        Operation::Constant(value) => Operation::Constant(*value),
-        Operation::Unary(function, x) => Operation::Unary(*function, name(*x)),
-        Operation::Binary(function, x, y) => Operation::Binary(*function, name(*x), name(*y)),
-        Operation::Compare(comparison, x, y) => Operation::Compare(*comparison, name(*x), name(*y)),
-        Operation::Select(c, x, y) => Operation::Select(name(*c), name(*x), name(*y)),
-        Operation::Cast(x) => Operation::Cast(name(*x)),
-        Operation::Round(dtype, x) => Operation::Round(*dtype, name(*x)),
-        Operation::Load(table, indices) => {
-            Operation::Load(*table, indices.iter().map(|&r| name(r)).collect())
-        }
-        Operation::RandomBits(key, counter) => Operation::RandomBits(name(*key), name(*counter)),
     }
 }
 

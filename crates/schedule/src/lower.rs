@@ -59,6 +59,7 @@ pub fn lower(graph: &Graph, inputs: &[Layout]) -> Result<Plan> {
             Step::Single(node) => kernels.extend(single(&arrays, *node, &mut block_maps)?),
         }
     }
+    scan::fuse(&mut kernels, &arrays.buffers);
     let mut plan = Plan { buffers: arrays.buffers, kernels, block_maps: block_maps.count(), arena_bytes: 0 };
     buffers::place(&mut plan);
     Ok(plan)

@@ -14,7 +14,15 @@ use tilewright_ir::{Error, Result};
 
 use crate::Context;
 
-/// One kind of chunk work. `Scratch` is what a thread keeps between chunks.
+/// One chunk of one group.
+#[derive(Clone, Copy)]
+pub(super) struct Task {
+    pub group: usize,
+    pub chunk: usize,
+}
+
+/// One kind of chunk work. `Scratch` is what a thread keeps between chunks, `upcoming` what it
+/// will be given next.
 pub(super) trait Chunks: Sync {
     /// The folded state between two chunks.
     type State: Send + Sync;
@@ -22,7 +30,12 @@ pub(super) trait Chunks: Sync {
 
     fn scratch(&self) -> Result<Self::Scratch>;
     /// The fold of one chunk by itself.
-    fn aggregate(&self, scratch: &mut Self::Scratch, group: usize, chunk: usize) -> Result<Self::State>;
+    fn aggregate(
+        &self,
+        scratch: &mut Self::Scratch,
+        task: Task,
+        upcoming: Option<Task>,
+    ) -> Result<Self::State>;
     /// The fold of two neighbouring runs.
     fn join(
         &self,
@@ -35,9 +48,9 @@ pub(super) trait Chunks: Sync {
     fn apply(
         &self,
         scratch: &mut Self::Scratch,
-        group: usize,
-        chunk: usize,
+        task: Task,
         before: Option<&Self::State>,
+        upcoming: Option<Task>,
     ) -> Result<()>;
 }
 
@@ -62,14 +75,17 @@ pub(super) fn run<C: Chunks>(context: &Context, groups: usize, chunks: usize, wo
     let worker = |_: usize| {
         let guard = Abandon(&abandoned);
         let mut scratch = work.scratch()?;
-        loop {
-            let task = next.fetch_add(1, Ordering::Relaxed);
-            if task >= tasks || guard.0.load(Ordering::Relaxed) {
+        let take = || Some(next.fetch_add(1, Ordering::Relaxed)).filter(|&task| task < tasks);
+        let place = |task: usize| Task { group: task / chunks, chunk: task % chunks };
+        let mut taken = take();
+        while let Some(task) = taken {
+            if guard.0.load(Ordering::Relaxed) {
                 return Ok(());
             }
-            let (group, chunk) = (task / chunks, task % chunks);
-            let aggregate = (chunk + 1 < chunks).then(|| work.aggregate(&mut scratch, group, chunk));
-            let before = match chunk {
+            taken = take();
+            let (at, upcoming) = (place(task), taken.map(place));
+            let aggregate = (at.chunk + 1 < chunks).then(|| work.aggregate(&mut scratch, at, upcoming));
+            let before = match at.chunk {
                 0 => None,
                 _ => match wait(&states[task - 1], &abandoned) {
                     Some(state) => Some(state),
@@ -81,16 +97,17 @@ pub(super) fn run<C: Chunks>(context: &Context, groups: usize, chunks: usize, wo
             };
             if let Some(aggregate) = aggregate {
                 let after = aggregate.and_then(|aggregate| match before {
-                    Some(before) => work.join(&mut scratch, group, before, &aggregate),
+                    Some(before) => work.join(&mut scratch, at.group, before, &aggregate),
                     None => Ok(aggregate),
                 });
                 // A chunk that cannot be folded fails here; scanning it would fail alike.
                 let _ = states[task].set(after.map_err(|error| fail(task, error)).ok());
             }
-            if let Err(error) = work.apply(&mut scratch, group, chunk, before) {
+            if let Err(error) = work.apply(&mut scratch, at, before, upcoming) {
                 fail(task, error);
             }
         }
+        Ok(())
     };
     context.parallel(context.threads.min(tasks), worker)?;
     match failed.into_inner().unwrap_or_else(PoisonError::into_inner) {

@@ -6,6 +6,7 @@ use std::marker::PhantomData;
 
 use super::lanes::Lanes;
 use super::monoid::Monoid;
+use super::row::past;
 use crate::isa::{Kernel, Machine};
 
 /// What [`Column`] works on.
@@ -14,6 +15,10 @@ pub(super) struct ColumnArguments<E, const S: usize> {
     pub inputs: [*const E; S],
     /// The folded state of each lane, before and after.
     pub state: [*mut E; S],
+    /// Where else the folded state goes; null where nowhere.
+    pub outputs: [*mut E; S],
+    /// Whether it goes there past the caches: all outputs are then equally far from a multiple of a vector.
+    pub stream: bool,
     pub count: usize,
     /// Whether nothing is folded yet: the state is not read.
     pub fresh: bool,
@@ -26,35 +31,48 @@ impl<L: Lanes, M: Monoid<S>, const S: usize> Kernel for Column<L, M, S> {
     type Arguments = ColumnArguments<L::Element, S>;
 
     /// # Safety
-    /// The pointers are good for `count` elements; inputs and state do not overlap.
+    /// The pointers are good for `count` elements; inputs, state and outputs do not overlap.
     #[inline(always)]
     unsafe fn run<Isa: Machine>(arguments: &Self::Arguments) {
-        let whole = arguments.count / L::WIDTH * L::WIDTH;
-        for at in (0..whole).step_by(L::WIDTH) {
-            // SAFETY: at + WIDTH ≤ count.
-            unsafe { fold::<L, M, S>(arguments, at) };
-        }
-        for at in whole..arguments.count {
+        let ColumnArguments { outputs, stream, count, .. } = arguments;
+        let head = match outputs.iter().find(|output| !output.is_null()) {
+            Some(&output) if *stream => ((L::WIDTH - past::<L>(output)) % L::WIDTH).min(*count),
+            _ => 0,
+        };
+        let whole = head + (count - head) / L::WIDTH * L::WIDTH;
+        for at in (0..head).chain(whole..*count) {
             // SAFETY: at < count.
-            unsafe { fold::<L::Single, M, S>(arguments, at) };
+            unsafe { fold::<L::Single, M, S>(arguments, at, false) };
+        }
+        for at in (head..whole).step_by(L::WIDTH) {
+            // SAFETY: at + WIDTH ≤ count; past `head`, outputs are aligned.
+            unsafe { fold::<L, M, S>(arguments, at, *stream) };
         }
     }
 }
 
 /// # Safety
-/// The pointers are good for `at + WIDTH` elements.
+/// The pointers are good for `at + WIDTH` elements; outputs are aligned there where `stream`.
 #[inline(always)]
 unsafe fn fold<L: Lanes, M: Monoid<S>, const S: usize>(
     arguments: &ColumnArguments<L::Element, S>,
     at: usize,
+    stream: bool,
 ) {
-    let ColumnArguments { inputs, state, fresh, .. } = arguments;
+    let ColumnArguments { inputs, state, outputs, fresh, .. } = arguments;
     // SAFETY: the caller's promise, here and below.
     let input = from_fn(|i| unsafe { L::load(inputs[i].add(at)) });
     let folded =
         if *fresh { input } else { M::combine(from_fn(|i| unsafe { L::load(state[i].add(at)) }), input) };
     for i in 0..S {
         // SAFETY: as above.
-        unsafe { folded[i].store(state[i].add(at)) };
+        unsafe {
+            folded[i].store(state[i].add(at));
+            match outputs[i] {
+                output if output.is_null() => {}
+                output if stream => folded[i].stream(output.add(at)),
+                output => folded[i].store(output.add(at)),
+            }
+        }
     }
 }

@@ -1,13 +1,17 @@
 //! The edges of a scan: how the state's elements come from memory, and how results go there.
 //!
-//! What lies in memory as the engine wants it is read where it is. Everything else (element-wise producers
-//! and consumers fused into the scan, other strides, other element types, positions outside an array) runs
-//! on the tile machine, a run of positions at a time.
+//! What lies in memory as the engine wants it is read and written where it is. Everything else (element-wise
+//! producers and consumers fused into the scan, other strides, other element types, positions outside an
+//! array) runs on the tile machine, a run of positions at a time. Runs along the scan axis are cut where a
+//! program takes another [form](super::form) and where an array ends, so that nearly all of them are plain.
 
-use tilewright_ir::{DType, Result, Scalar};
-use tilewright_plan::loops::{Sink, Source};
-use tilewright_plan::{Kind, Operation, Program, Scan, Table};
+use tilewright_ir::{DType, Result};
+use tilewright_plan::loops::Sink;
+use tilewright_plan::{Kind, Operation, Program, Scan};
 
+use super::engine::VECTOR;
+use super::form;
+use super::source::{Bound, at, bind, feed};
 use super::store;
 use crate::Isa;
 use crate::memory::{Aligned, Array, Memory, broken};
@@ -23,38 +27,37 @@ pub(super) struct Run<'a> {
 }
 
 /// Everything that a scan reads and writes but its state.
-pub(super) struct Edges<'a> {
-    /// The axis that runs go along.
-    axis: usize,
-    elements: Edge<'a>,
-    results: Edge<'a>,
+pub(super) struct Edges {
+    elements: Edge,
+    results: Edge,
     /// Where each of the results goes.
     sinks: Vec<Array>,
     tables: Vec<Array>,
     /// The state's kinds.
     kinds: Vec<Kind>,
     /// Whether results are too large to be kept in a cache.
-    stream: bool,
+    pub stream: bool,
+    /// Positions of the scan axis, ascending, before which runs along it end.
+    cuts: Vec<usize>,
 }
 
 /// A program with what feeds it beside the state.
-struct Edge<'a> {
-    program: &'a Program,
+struct Edge {
     sources: Vec<Bound>,
-    /// Absent where nothing ever needs it.
-    compiled: Option<TileProgram>,
+    /// The forms of the program; the last is good anywhere.
+    forms: Vec<Form>,
 }
 
-/// Which positions of a source are there, for each axis a half-open range, and the bytes of the element
-/// that stands elsewhere.
-pub(super) type Extent = (Vec<(usize, usize)>, Vec<u8>);
-
-/// A source, and where in memory it is.
-pub(super) enum Bound {
-    /// An array; and where part of it is not there, which is.
-    Array(Array, Option<Extent>),
-    /// The position along an axis.
-    Index(usize),
+/// A form of a program.
+struct Form {
+    /// The positions of the scan axis that it is good for.
+    range: (usize, usize),
+    /// For each result the input that it is as it stands in memory, if its runs are contiguous.
+    plain: Vec<Option<usize>>,
+    /// The inputs that it reads.
+    reads: Vec<usize>,
+    /// Absent where nothing ever needs it.
+    compiled: Option<TileProgram>,
 }
 
 /// What one thread needs for the edges.
@@ -64,6 +67,8 @@ pub(super) struct Scratch {
     targets: Vec<Target>,
     /// A tile for each of the state's elements.
     staged: Vec<Aligned<u64>>,
+    /// A tile for each of the results.
+    made: Vec<Aligned<u64>>,
     /// A tile for each source of either program, for positions that are not there.
     padded: Vec<Aligned<u64>>,
 }
@@ -82,9 +87,9 @@ pub(super) fn dtype_of(kind: Kind) -> DType {
 /// From how many bytes of results on they bypass the caches.
 const STREAMED: usize = 8 << 20;
 
-impl<'a> Edges<'a> {
+impl Edges {
     /// Binds a scan to memory, for runs along `axis`.
-    pub fn new(scan: &'a Scan, memory: &Memory, axis: usize, isa: Isa) -> Result<Edges<'a>> {
+    pub fn new(scan: &Scan, memory: &Memory, axis: usize, isa: Isa) -> Result<Edges> {
         let extents = [&scan.parallel[..], &[scan.length]].concat();
         let kinds: Vec<Kind> = scan.elements.results.iter().map(|&r| scan.elements.kind(r)).collect();
         let mut sinks = Vec::with_capacity(scan.sinks.len());
@@ -99,29 +104,54 @@ impl<'a> Edges<'a> {
         if sinks.len() != scan.results.results.len() || kinds.len() != scan.state {
             return Err(broken("a scan's programs do not fit its state and sinks"));
         }
-        let elements: usize = extents.iter().product();
-        let bytes: usize = sinks.iter().map(|sink| elements * sink.dtype.size()).sum();
         let sources = bind(memory, &scan.sources, &extents)?;
         let result_sources = bind(memory, &scan.result_sources, &extents)?;
-        let state = kinds.iter().map(|&kind| Feed::Array(Variance::Full, dtype_of(kind)));
-        let result_feeds: Vec<Feed> = state.chain(result_sources.iter().map(|s| s.feed(axis))).collect();
+
         let feeds: Vec<Feed> = sources.iter().map(|source| source.feed(axis)).collect();
-        let mut edges = Edges {
-            axis,
-            elements: Edge { program: &scan.elements, sources, compiled: None },
-            results: Edge { program: &scan.results, sources: result_sources, compiled: None },
-            sinks,
-            tables: memory.tables(&scan.tables)?,
-            kinds,
-            stream: bytes >= STREAMED,
+        let is_position = |source: &Bound| source.counts(scan.parallel.len());
+        let mut elements = Edge { forms: Vec::new(), sources };
+        for (program, range) in forms(&scan.elements, |i| is_position(&elements.sources[i]), scan.length) {
+            let plain: Vec<Option<usize>> = inputs(&program)
+                .zip(&kinds)
+                .map(|(input, &kind)| input.filter(|&i| elements.sources[i].is_plain(axis, dtype_of(kind))))
+                .collect();
+            let direct = plain.iter().all(|input| input.is_some_and(|i| elements.sources[i].is_complete()));
+            let compiled =
+                if direct { None } else { Some(TileProgram::compile(&program, &feeds, &scan.tables, isa)?) };
+            elements.forms.push(Form { range, plain, reads: read(&program), compiled });
+        }
+
+        let state = kinds.iter().map(|&kind| Feed::Array(Variance::Full, dtype_of(kind)));
+        let feeds: Vec<Feed> = state.chain(result_sources.iter().map(|s| s.feed(axis))).collect();
+        let beside = |input: usize| {
+            input.checked_sub(scan.state).is_some_and(|source| is_position(&result_sources[source]))
         };
-        if !(0..scan.state).all(|i| edges.always_direct(i)) {
-            edges.elements.compiled = Some(compile(&scan.elements, &feeds, &scan.tables, isa)?);
+        let mut result_forms = Vec::new();
+        for (program, range) in forms(&scan.results, beside, scan.length) {
+            let stands = |element: usize, sink: &Array| {
+                let same = |kind: &Kind| sink.dtype == dtype_of(*kind);
+                kinds.get(element).is_some_and(same) && sink.strides[axis] == 1
+            };
+            let plain: Vec<Option<usize>> = inputs(&program)
+                .zip(&sinks)
+                .map(|(input, sink)| input.filter(|&element| stands(element, sink)))
+                .collect();
+            let compiled = if plain.iter().all(Option::is_some) {
+                None
+            } else {
+                Some(TileProgram::compile(&program, &feeds, &scan.tables, isa)?)
+            };
+            result_forms.push(Form { range, plain, reads: read(&program), compiled });
         }
-        if !(0..edges.sinks.len()).all(|i| edges.plain_store(i).is_some()) {
-            edges.results.compiled = Some(compile(&scan.results, &result_feeds, &scan.tables, isa)?);
-        }
-        Ok(edges)
+        let results = Edge { forms: result_forms, sources: result_sources };
+
+        let count: usize = extents.iter().product();
+        let bytes: usize = sinks.iter().map(|sink| count * sink.dtype.size()).sum();
+        let mut cuts = [elements.cuts(scan.parallel.len()), results.cuts(scan.parallel.len())].concat();
+        cuts.sort_unstable();
+        cuts.dedup();
+        let tables = memory.tables(&scan.tables)?;
+        Ok(Edges { elements, results, sinks, tables, kinds, stream: bytes >= STREAMED, cuts })
     }
 
     /// Scratch for runs of up to `tile` positions.
@@ -132,52 +162,48 @@ impl<'a> Edges<'a> {
             arguments: Vec::new(),
             targets: Vec::new(),
             staged: tiles(self.kinds.len())?,
+            made: tiles(self.sinks.len())?,
             padded: tiles(self.elements.sources.len().max(self.results.sources.len()))?,
         })
     }
 
-    /// The source that an element of the state is as it stands in memory, if its runs are contiguous.
-    fn plain_load(&self, element: usize) -> Option<&Bound> {
-        let Edge { program, sources, .. } = &self.elements;
-        let Operation::Input(input) = program.instructions[program.results[element].index()].operation else {
-            return None;
-        };
-        match &sources[input] {
-            source @ Bound::Array(array, _)
-                if array.dtype == dtype_of(self.kinds[element]) && array.strides[self.axis] == 1 =>
-            {
-                Some(source)
-            }
-            Bound::Array(..) | Bound::Index(_) => None,
+    /// The piece of the `count` positions from `first` on that comes after `done` of them, in the order of the
+    /// scan, and that no cut divides: first position in memory order, and count.
+    pub fn piece(&self, first: usize, count: usize, done: usize, reverse: bool) -> (usize, usize) {
+        if reverse {
+            let end = first + count - done;
+            let start = self.cuts.iter().rev().find(|&&cut| cut < end).map_or(first, |&cut| cut.max(first));
+            (start, end - start)
+        } else {
+            let (start, end) = (first + done, first + count);
+            let end = self.cuts.iter().find(|&&cut| cut > start).map_or(end, |&cut| cut.min(end));
+            (start, end - start)
         }
     }
 
-    fn always_direct(&self, element: usize) -> bool {
-        matches!(self.plain_load(element), Some(Bound::Array(_, None)))
-    }
-
-    /// The state's element that a result is as it stands, if its runs are contiguous.
-    fn plain_store(&self, result: usize) -> Option<usize> {
-        let program = self.results.program;
-        let sink = &self.sinks[result];
-        match program.instructions[program.results[result].index()].operation {
-            Operation::Input(element)
-                if element < self.kinds.len()
-                    && sink.dtype == dtype_of(self.kinds[element])
-                    && sink.strides[self.axis] == 1 =>
-            {
-                Some(element)
+    /// Brings what a run will load closer.
+    pub fn fetch(&self, run: &Run) {
+        if !self.stream {
+            return;
+        }
+        for (edge, state) in [(&self.elements, 0), (&self.results, self.kinds.len())] {
+            for input in edge.form(run).reads.iter().filter_map(|input| input.checked_sub(state)) {
+                if let Bound::Array(array, _) = &edge.sources[input]
+                    && array.strides[run.axis] == 1
+                {
+                    store::fetch(at(array, run.start), run.count * array.dtype.size());
+                }
             }
-            _ => None,
         }
     }
 
     /// Where the state's elements at a run are: in memory, or made in the scratch.
     pub fn elements(&self, scratch: &mut Scratch, run: &Run, pointers: &mut Vec<*const u8>) -> Result<()> {
         pointers.clear();
+        let form = self.elements.form(run);
         let mut direct = true;
-        for element in 0..self.kinds.len() {
-            let pointer = self.plain_load(element).and_then(|source| source.whole(run));
+        for (element, plain) in form.plain.iter().enumerate() {
+            let pointer = plain.and_then(|source| self.elements.sources[source].whole(run));
             direct &= pointer.is_some();
             pointers.push(pointer.unwrap_or_else(|| scratch.staged[element].as_ptr().cast()));
         }
@@ -192,14 +218,33 @@ impl<'a> Edges<'a> {
             let made = std::ptr::eq(pointers[element], staged);
             scratch.targets.push(if made { contiguous(staged, dtype_of(kind)) } else { Target::Skip });
         }
-        self.elements.run(run.count, &self.tables, scratch)
+        form.run(run.count, &self.tables, scratch)
+    }
+
+    /// Puts to `pointers` where each element of the state at a run goes as it stands, null where it does not,
+    /// if that is all that there is to store.
+    pub fn direct(&self, run: &Run, pointers: &mut Vec<*mut u8>) -> bool {
+        pointers.clear();
+        pointers.resize(self.kinds.len(), std::ptr::null_mut());
+        let mut residue = None;
+        for (sink, plain) in self.sinks.iter().zip(&self.results.form(run).plain) {
+            let Some(element) = *plain else { return false };
+            let data = at(sink, run.start);
+            let alike = *residue.get_or_insert(data.addr() % VECTOR) == data.addr() % VECTOR;
+            if !pointers[element].is_null() || (self.stream && !alike) {
+                return false;
+            }
+            pointers[element] = data;
+        }
+        true
     }
 
     /// Makes the results of the states at a run, and stores them.
-    pub fn results(&self, scratch: &mut Scratch, run: &Run, states: &[*const u8]) -> Result<()> {
+    pub fn results(&self, scratch: &mut Scratch, run: &Run, states: &[*mut u8]) -> Result<()> {
+        let form = self.results.form(run);
         let mut plain = true;
-        for (result, sink) in self.sinks.iter().enumerate() {
-            match self.plain_store(result) {
+        for (sink, element) in self.sinks.iter().zip(&form.plain) {
+            match *element {
                 Some(element) => {
                     let bytes = run.count * sink.dtype.size();
                     // SAFETY: the run lies inside the sink, and states hold `count` elements.
@@ -218,8 +263,11 @@ impl<'a> Edges<'a> {
         feed(&self.results.sources, run, &mut scratch.padded, &mut scratch.arguments);
         scratch.targets.clear();
         for (result, sink) in self.sinks.iter().enumerate() {
-            scratch.targets.push(match self.plain_store(result) {
+            scratch.targets.push(match form.plain[result] {
                 Some(_) => Target::Skip,
+                None if self.staged(sink, run) => {
+                    contiguous(scratch.made[result].as_mut_ptr().cast(), sink.dtype)
+                }
                 None => Target::Array {
                     data: at(sink, run.start),
                     dtype: sink.dtype,
@@ -228,25 +276,71 @@ impl<'a> Edges<'a> {
                 },
             });
         }
-        self.results.run(run.count, &self.tables, scratch)
+        form.run(run.count, &self.tables, scratch)?;
+        for (result, sink) in self.sinks.iter().enumerate() {
+            if form.plain[result].is_none() && self.staged(sink, run) {
+                let (made, bytes) = (scratch.made[result].as_ptr().cast(), run.count * sink.dtype.size());
+                // SAFETY: the run lies inside the sink, and the tile was just made.
+                unsafe { store::copy(at(sink, run.start), made, bytes, true) };
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether a result that is made is streamed, by way of the cache.
+    fn staged(&self, sink: &Array, run: &Run) -> bool {
+        self.stream && sink.strides[run.axis] == 1
     }
 }
 
-/// The element at a position, whatever its type.
-fn at(array: &Array, position: &[usize]) -> *mut u8 {
-    let offset: isize = position.iter().zip(&array.strides).map(|(&i, &stride)| i as isize * stride).sum();
-    array.data.wrapping_offset(offset * array.dtype.size() as isize)
+/// A program's forms, the last good anywhere, with the positions of the scan axis that they are good for.
+fn forms(
+    program: &Program,
+    is_position: impl Fn(usize) -> bool,
+    length: usize,
+) -> impl Iterator<Item = (Program, (usize, usize))> {
+    form::inner(program, is_position, length).into_iter().chain([(program.clone(), (0, length))])
+}
+
+/// For each result of a program the input that it is.
+fn inputs(program: &Program) -> impl Iterator<Item = Option<usize>> {
+    program.results.iter().map(|result| match program.instructions[result.index()].operation {
+        Operation::Input(input) => Some(input),
+        _ => None,
+    })
+}
+
+/// The inputs that a program reads.
+fn read(program: &Program) -> Vec<usize> {
+    let input = |operation: &Operation| match operation {
+        Operation::Input(input) => Some(*input),
+        _ => None,
+    };
+    program.instructions.iter().filter_map(|instruction| input(&instruction.operation)).collect()
 }
 
 fn contiguous(data: *mut u8, dtype: DType) -> Target {
     Target::Array { data, dtype, row_stride: 0, column_stride: 1 }
 }
 
-fn compile(program: &Program, feeds: &[Feed], tables: &[Table], isa: Isa) -> Result<TileProgram> {
-    TileProgram::compile(program, feeds, tables, isa)
+impl Edge {
+    /// The form that is good for a run.
+    fn form(&self, run: &Run) -> &Form {
+        let scan = run.start.len() - 1;
+        let (low, count) = (run.start[scan], if run.axis == scan { run.count } else { 1 });
+        let good = |form: &&Form| form.range.0 <= low && low + count <= form.range.1;
+        self.forms.iter().find(good).expect("the last form is good anywhere")
+    }
+
+    /// Where runs along the scan axis had better end.
+    fn cuts(&self, scan: usize) -> Vec<usize> {
+        let ranges = self.forms.iter().map(|form| [form.range.0, form.range.1]);
+        let ends = self.sources.iter().filter_map(|source| source.ends(scan));
+        ranges.chain(ends).flatten().collect()
+    }
 }
 
-impl Edge<'_> {
+impl Form {
     fn run(&self, count: usize, tables: &[Array], scratch: &mut Scratch) -> Result<()> {
         let program = self.compiled.as_ref().ok_or_else(|| broken("a scan's edge was not compiled"))?;
         let tile = Tile {
@@ -259,103 +353,5 @@ impl Edge<'_> {
         };
         // SAFETY: the edge was bound to checked arrays, and its targets are distinct rows of the scratch.
         unsafe { program.run(Stage::Early, &tile, &mut scratch.machine) }
-    }
-}
-
-/// Binds sources to memory. `extents` are those of the axes that they have strides for.
-pub(super) fn bind(memory: &Memory, sources: &[Source], extents: &[usize]) -> Result<Vec<Bound>> {
-    let one = |source: &Source| match source {
-        Source::Load { view, dtype, valid: None } => {
-            Ok(Bound::Array(memory.read(view, *dtype, extents)?, None))
-        }
-        Source::Load { view, dtype, valid: Some((ranges, fill)) } => {
-            if ranges.len() != extents.len() {
-                return Err(broken("a range for each axis is expected"));
-            }
-            // Only the part that is there lies inside the buffer.
-            let shift: isize = ranges.iter().zip(&view.strides).map(|(range, &s)| range.0 as isize * s).sum();
-            let there: Vec<usize> = ranges.iter().map(|range| range.1.saturating_sub(range.0)).collect();
-            let mut inner = view.clone();
-            inner.offset += shift;
-            let mut array = memory.read(&inner, *dtype, &there)?;
-            array.data = array.data.wrapping_offset(-shift * dtype.size() as isize);
-            array.extents = extents.to_vec();
-            Ok(Bound::Array(array, Some((ranges.clone(), fill.to_bytes(*dtype)))))
-        }
-        Source::Index(axis) => Ok(Bound::Index(*axis)),
-        Source::RowScalar(_) | Source::RowValue(_) => Err(broken("a scan has no rows to carry")),
-    };
-    sources.iter().map(one).collect()
-}
-
-impl Bound {
-    /// What the tile machine is to expect, for runs along `axis`.
-    pub fn feed(&self, axis: usize) -> Feed {
-        match self {
-            Bound::Array(array, valid) if valid.is_some() || array.strides[axis] != 0 => {
-                Feed::Array(Variance::Full, array.dtype)
-            }
-            Bound::Array(array, _) => Feed::Array(Variance::Uniform, array.dtype),
-            Bound::Index(counted) if *counted == axis => Feed::ColumnPosition,
-            Bound::Index(_) => Feed::Uniform,
-        }
-    }
-
-    /// The element at the run's start, where all of the run is there.
-    fn whole(&self, run: &Run) -> Option<*const u8> {
-        match self {
-            Bound::Array(array, valid) => {
-                let inside = valid.as_ref().is_none_or(|(ranges, _)| {
-                    ranges.iter().enumerate().all(|(axis, &(low, high))| {
-                        let end = run.start[axis] + if axis == run.axis { run.count } else { 1 };
-                        low <= run.start[axis] && end <= high
-                    })
-                });
-                inside.then(|| at(array, run.start).cast_const())
-            }
-            Bound::Index(_) => None,
-        }
-    }
-}
-
-/// The tile machine's arguments for sources at a run. `padded` has a tile for each.
-pub(super) fn feed(sources: &[Bound], run: &Run, padded: &mut [Aligned<u64>], arguments: &mut Vec<Argument>) {
-    for (source, padded) in sources.iter().zip(padded) {
-        arguments.push(match source {
-            Bound::Index(axis) => Argument::Scalar(Scalar::Integer(run.start[*axis] as i64)),
-            Bound::Array(array, valid) => match (source.whole(run), valid) {
-                (Some(data), _) => {
-                    Argument::Array { data, row_stride: 0, column_stride: array.strides[run.axis] }
-                }
-                (None, Some((ranges, fill))) => {
-                    let data: *mut u8 = padded.as_mut_ptr().cast();
-                    // SAFETY: the tile has room for the run, and what is there is inside the buffer.
-                    unsafe { pad(array, ranges, fill, run, data) };
-                    Argument::Array { data, row_stride: 0, column_stride: 1 }
-                }
-                (None, None) => unreachable!("a source without ranges is always there"),
-            },
-        });
-    }
-}
-
-/// Copies the elements of a run that are there, and the fill where none is.
-///
-/// # Safety
-/// `to` has room for the run; elements within `ranges` can be read.
-unsafe fn pad(array: &Array, ranges: &[(usize, usize)], fill: &[u8], run: &Run, to: *mut u8) {
-    let size = array.dtype.size();
-    let there = ranges
-        .iter()
-        .enumerate()
-        .all(|(axis, &(low, high))| axis == run.axis || (low..high).contains(&run.start[axis]));
-    let (low, high) = ranges[run.axis];
-    let mut position = run.start.to_vec();
-    for i in 0..run.count {
-        position[run.axis] = run.start[run.axis] + i;
-        let inside = there && (low..high).contains(&position[run.axis]);
-        let from = if inside { at(array, &position).cast_const() } else { fill.as_ptr() };
-        // SAFETY: the caller's promise; `fill` is one element.
-        unsafe { std::ptr::copy_nonoverlapping(from, to.add(i * size), size) };
     }
 }

@@ -2,48 +2,60 @@
 
 use tilewright_ir::Result;
 
-use super::chain::Chunks;
+use super::chain::{Chunks, Task};
 use super::edges::{self, Edges, Run};
 use super::store;
 use super::walk::{Direction, Walk};
 use crate::memory::Aligned;
 
+/// Bytes of a vector, at most.
+pub(super) const VECTOR: usize = 32;
+
+/// Where the scanned state goes.
+#[derive(Clone, Copy)]
+pub(super) struct Outputs<'a> {
+    /// For each of the state's elements; null where it is not wanted.
+    pub pointers: &'a [*mut u8],
+    /// Whether it goes there past the caches: all are then equally far from a multiple of a vector.
+    pub stream: bool,
+}
+
 /// A combine function over arrays. Each of the state's elements is an array of its kind; a *carry* has
 /// `count` elements of each, those of element i from the eight-byte slot `i · count` on.
 pub(super) trait Combine: Sync {
     type Scratch;
+    /// Whether outputs may lie outside of the tile, and be streamed.
+    const DIRECT: bool;
 
     /// Scratch for one thread.
     fn scratch(&self) -> Self::Scratch;
 
     /// Scans `run.count` neighbouring positions, in memory order or the reverse. `carry`, of count 1, is
-    /// the state before them, unless `fresh`, and becomes the state after. No output is made where
-    /// `store` is false.
+    /// the state before them, unless `fresh`, and becomes the state after.
     ///
     /// # Safety
     /// `inputs` and `outputs` are good for `run.count` elements and do not overlap.
-    #[allow(clippy::too_many_arguments, reason = "arrays in, arrays out, and how")]
     unsafe fn row(
         &self,
         scratch: &mut Self::Scratch,
         run: &Run,
         inputs: &[*const u8],
-        outputs: &[*mut u8],
+        outputs: Outputs,
         carry: &mut [u64],
         fresh: bool,
-        store: bool,
     ) -> Result<()>;
 
     /// Folds one position of `run.count` lanes into their state; where `fresh`, it becomes the state.
     ///
     /// # Safety
-    /// `inputs` and `state` are good for `run.count` elements and do not overlap.
+    /// `inputs`, `state` and `outputs` are good for `run.count` elements and do not overlap.
     unsafe fn lanes(
         &self,
         scratch: &mut Self::Scratch,
         run: &Run,
         inputs: &[*const u8],
         state: &[*mut u8],
+        outputs: Outputs,
         fresh: bool,
     ) -> Result<()>;
 }
@@ -51,19 +63,35 @@ pub(super) trait Combine: Sync {
 /// A scan that is ready to run.
 pub(super) struct Engine<'a, C> {
     pub walk: &'a Walk,
-    pub edges: &'a Edges<'a>,
+    pub edges: &'a Edges,
     pub combine: &'a C,
-    /// Elements of the state.
-    pub state: usize,
+    /// For each of the state's elements, whether the results need it.
+    pub live: &'a [bool],
 }
 
 /// What one thread works in.
 pub(super) struct Scratch<S> {
     edges: edges::Scratch,
     combine: S,
-    /// A tile of the state, laid out as a carry.
-    tile: Aligned<u64>,
+    /// A tile of the state, laid out as a carry, and where in it the elements go that the results need.
+    _tile: Aligned<u64>,
+    places: Vec<*mut u8>,
+    /// No place for any element.
+    nowhere: Vec<*mut u8>,
     inputs: Vec<*const u8>,
+    outputs: Vec<*mut u8>,
+    start: Vec<usize>,
+    /// Where elements are fetched that are needed later.
+    ahead: Vec<usize>,
+}
+
+/// What a walk over a chunk is for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Pass {
+    /// The fold of all its positions.
+    Aggregate,
+    /// The scan.
+    Apply,
 }
 
 /// Where the elements of a carry for `count` lanes are.
@@ -72,58 +100,122 @@ fn parts(carry: &mut [u64], count: usize) -> Vec<*mut u8> {
 }
 
 impl<C: Combine> Engine<'_, C> {
-    /// Folds one chunk of one row.
+    /// Walks over one chunk of one row. `upcoming` is the chunk that this thread will walk over next.
     fn row(
         &self,
         scratch: &mut Scratch<C::Scratch>,
         row: usize,
         chunk: usize,
-        carry: &mut [u64],
-        mut fresh: bool,
-        store: bool,
+        (carry, mut fresh): (&mut [u64], bool),
+        pass: Pass,
+        upcoming: Option<Task>,
     ) -> Result<()> {
-        let mut start = self.walk.start_of_row(row);
-        let axis = start.len() - 1;
-        let outputs = parts(&mut scratch.tile, self.walk.tile);
-        let states: Vec<*const u8> = outputs.iter().map(|pointer| pointer.cast_const()).collect();
-        for (position, count) in self.walk.tiles(chunk) {
-            start[axis] = position;
-            let run = Run { start: &start, axis, count };
-            self.edges.elements(&mut scratch.edges, &run, &mut scratch.inputs)?;
-            let combine = &mut scratch.combine;
-            // SAFETY: the edges give `count` elements; the tile has room for as many.
-            unsafe { self.combine.row(combine, &run, &scratch.inputs, &outputs, carry, fresh, store)? };
-            fresh = false;
-            if store {
-                self.edges.results(&mut scratch.edges, &run, &states)?;
+        self.walk.start_of_row(row, &mut scratch.start);
+        for tile in 0..self.walk.tiles(chunk) {
+            self.fetch_tile(scratch, (row, chunk, tile), pass, upcoming);
+            let (position, count) = self.walk.tile(chunk, tile);
+            let mut done = 0;
+            while done < count {
+                let piece = self.edges.piece(position, count, done, self.walk.reverse);
+                done += piece.1;
+                self.piece(scratch, piece, (carry, fresh), pass)?;
+                fresh = false;
             }
         }
         Ok(())
     }
 
-    /// Folds one chunk of one block of lanes.
+    /// Walks over some neighbouring positions of a row.
+    fn piece(
+        &self,
+        scratch: &mut Scratch<C::Scratch>,
+        (position, count): (usize, usize),
+        (carry, fresh): (&mut [u64], bool),
+        pass: Pass,
+    ) -> Result<()> {
+        let Scratch { edges, combine, places, nowhere, inputs, outputs, start, .. } = scratch;
+        let axis = start.len() - 1;
+        start[axis] = position;
+        let run = Run { start, axis, count };
+        self.edges.elements(edges, &run, inputs)?;
+        let direct = pass == Pass::Apply && C::DIRECT && self.edges.direct(&run, outputs);
+        let to = match pass {
+            Pass::Aggregate => Outputs { pointers: nowhere, stream: false },
+            Pass::Apply if direct => Outputs { pointers: outputs, stream: self.edges.stream },
+            Pass::Apply => Outputs { pointers: places, stream: false },
+        };
+        // SAFETY: the edges give `count` elements; so do the sinks, and the tile has room for as many.
+        unsafe { self.combine.row(combine, &run, inputs, to, carry, fresh)? };
+        if pass == Pass::Apply && !direct {
+            self.edges.results(edges, &run, places)?;
+        }
+        Ok(())
+    }
+
+    /// Fetches what is needed a tile later; where a row is cut into chunks, what is needed in the chunk after:
+    /// half of it in either pass.
+    fn fetch_tile(
+        &self,
+        scratch: &mut Scratch<C::Scratch>,
+        (row, chunk, tile): (usize, usize, usize),
+        pass: Pass,
+        upcoming: Option<Task>,
+    ) {
+        let walk = self.walk;
+        let (row, (position, count)) = if walk.chunks > 1 {
+            let Some(Task { group, chunk }) = upcoming.filter(|next| tile < walk.tiles(next.chunk)) else {
+                return;
+            };
+            let (position, count) = walk.tile(chunk, tile);
+            let half = count / 2;
+            let part =
+                if pass == Pass::Aggregate { (position, half) } else { (position + half, count - half) };
+            (walk.rows(group).start, part)
+        } else if tile + 1 < walk.tiles(chunk) {
+            (row, walk.tile(chunk, tile + 1))
+        } else if row + 1 < walk.row_count() {
+            (row + 1, walk.tile(chunk, 0))
+        } else {
+            return;
+        };
+        let ahead = &mut scratch.ahead;
+        walk.start_of_row(row, ahead);
+        let axis = ahead.len() - 1;
+        ahead[axis] = position;
+        self.edges.fetch(&Run { start: ahead, axis, count });
+    }
+
+    /// Walks over one chunk of one block of lanes.
     fn lanes(
         &self,
         scratch: &mut Scratch<C::Scratch>,
-        group: usize,
-        chunk: usize,
-        carry: &mut [u64],
-        mut fresh: bool,
-        store: bool,
+        Task { group, chunk }: Task,
+        (carry, mut fresh): (&mut [u64], bool),
+        pass: Pass,
     ) -> Result<()> {
-        let (mut start, axis, count) = self.walk.lanes(group);
+        let Scratch { edges, combine, nowhere, inputs, outputs, start, ahead, .. } = scratch;
+        let (axis, count) = self.walk.lanes(group, start);
         let scan = start.len() - 1;
         let state = parts(carry, count);
-        let states: Vec<*const u8> = state.iter().map(|pointer| pointer.cast_const()).collect();
-        for position in self.walk.positions(chunk) {
+        for (position, next) in self.walk.positions(chunk) {
+            if let Some(next) = next {
+                ahead.clone_from(start);
+                ahead[scan] = next;
+                self.edges.fetch(&Run { start: ahead, axis, count });
+            }
             start[scan] = position;
-            let run = Run { start: &start, axis, count };
-            self.edges.elements(&mut scratch.edges, &run, &mut scratch.inputs)?;
-            // SAFETY: the edges give `count` elements; the carry has as many.
-            unsafe { self.combine.lanes(&mut scratch.combine, &run, &scratch.inputs, &state, fresh)? };
+            let run = Run { start, axis, count };
+            self.edges.elements(edges, &run, inputs)?;
+            let direct = pass == Pass::Apply && C::DIRECT && self.edges.direct(&run, outputs);
+            let to = match direct {
+                true => Outputs { pointers: outputs, stream: self.edges.stream },
+                false => Outputs { pointers: nowhere, stream: false },
+            };
+            // SAFETY: the edges give `count` elements; the carry and the sinks have as many.
+            unsafe { self.combine.lanes(combine, &run, inputs, &state, to, fresh)? };
             fresh = false;
-            if store {
-                self.edges.results(&mut scratch.edges, &run, &states)?;
+            if pass == Pass::Apply && !direct {
+                self.edges.results(edges, &run, &state)?;
             }
         }
         Ok(())
@@ -131,12 +223,15 @@ impl<C: Combine> Engine<'_, C> {
 
     /// Where a group starts, the axis that its lanes run along, and their number.
     fn group(&self, group: usize) -> (Vec<usize>, usize, usize) {
-        match self.walk.direction {
+        let mut start = Vec::new();
+        let (axis, count) = match self.walk.direction {
             Direction::Row => {
-                (self.walk.start_of_row(self.walk.rows(group).start), self.walk.parallel.len(), 1)
+                self.walk.start_of_row(self.walk.rows(group).start, &mut start);
+                (self.walk.parallel.len(), 1)
             }
-            Direction::Column => self.walk.lanes(group),
-        }
+            Direction::Column => self.walk.lanes(group, &mut start),
+        };
+        (start, axis, count)
     }
 }
 
@@ -145,22 +240,33 @@ impl<C: Combine> Chunks for Engine<'_, C> {
     type Scratch = Scratch<C::Scratch>;
 
     fn scratch(&self) -> Result<Self::Scratch> {
+        let mut tile = Aligned::new(self.live.len() * self.walk.tile)?;
+        let mut places = parts(&mut tile, self.walk.tile);
+        for (place, _) in places.iter_mut().zip(self.live).filter(|(_, live)| !**live) {
+            *place = std::ptr::null_mut();
+        }
         Ok(Scratch {
             edges: self.edges.scratch(self.walk.tile)?,
             combine: self.combine.scratch(),
-            tile: Aligned::new(self.state * self.walk.tile)?,
-            inputs: Vec::with_capacity(self.state),
+            places,
+            _tile: tile,
+            nowhere: vec![std::ptr::null_mut(); self.live.len()],
+            inputs: Vec::with_capacity(self.live.len()),
+            outputs: Vec::with_capacity(self.live.len()),
+            start: Vec::new(),
+            ahead: Vec::new(),
         })
     }
 
-    fn aggregate(&self, scratch: &mut Self::Scratch, group: usize, chunk: usize) -> Result<Vec<u64>> {
-        let (_, _, count) = self.group(group);
-        let mut carry = vec![0; self.state * count];
+    fn aggregate(&self, scratch: &mut Self::Scratch, task: Task, upcoming: Option<Task>) -> Result<Vec<u64>> {
+        let (_, _, count) = self.group(task.group);
+        let mut carry = vec![0; self.live.len() * count];
         match self.walk.direction {
             Direction::Row => {
-                self.row(scratch, self.walk.rows(group).start, chunk, &mut carry, true, false)?
+                let row = self.walk.rows(task.group).start;
+                self.row(scratch, row, task.chunk, (&mut carry, true), Pass::Aggregate, upcoming)?
             }
-            Direction::Column => self.lanes(scratch, group, chunk, &mut carry, true, false)?,
+            Direction::Column => self.lanes(scratch, task, (&mut carry, true), Pass::Aggregate)?,
         }
         Ok(carry)
     }
@@ -175,29 +281,28 @@ impl<C: Combine> Chunks for Engine<'_, C> {
         let (start, axis, count) = self.group(group);
         let (mut joined, run) = (left.clone(), Run { start: &start, axis, count });
         let inputs: Vec<*const u8> = right.chunks_exact(count).map(|part| part.as_ptr().cast()).collect();
+        let state = parts(&mut joined, count);
+        let nowhere = Outputs { pointers: &scratch.nowhere, stream: false };
         // SAFETY: both have `count` elements.
-        unsafe {
-            self.combine.lanes(&mut scratch.combine, &run, &inputs, &parts(&mut joined, count), false)?
-        };
+        unsafe { self.combine.lanes(&mut scratch.combine, &run, &inputs, &state, nowhere, false)? };
         Ok(joined)
     }
 
     fn apply(
         &self,
         scratch: &mut Self::Scratch,
-        group: usize,
-        chunk: usize,
+        task: Task,
         before: Option<&Vec<u64>>,
+        upcoming: Option<Task>,
     ) -> Result<()> {
-        let (_, _, count) = self.group(group);
+        let (_, _, count) = self.group(task.group);
         let fresh = before.is_none();
-        let mut carry = before.cloned().unwrap_or_else(|| vec![0; self.state * count]);
+        let mut carry = before.cloned().unwrap_or_else(|| vec![0; self.live.len() * count]);
         match self.walk.direction {
-            Direction::Row => self
-                .walk
-                .rows(group)
-                .try_for_each(|row| self.row(scratch, row, chunk, &mut carry, fresh, true))?,
-            Direction::Column => self.lanes(scratch, group, chunk, &mut carry, fresh, true)?,
+            Direction::Row => self.walk.rows(task.group).try_for_each(|row| {
+                self.row(scratch, row, task.chunk, (&mut carry, fresh), Pass::Apply, upcoming)
+            })?,
+            Direction::Column => self.lanes(scratch, task, (&mut carry, fresh), Pass::Apply)?,
         }
         store::fence();
         Ok(())

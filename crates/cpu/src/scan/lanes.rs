@@ -106,6 +106,11 @@ pub(crate) unsafe trait Lanes: Arithmetic {
     /// # Safety
     /// `pointer` must be valid for writing `WIDTH` elements; no alignment is asked for.
     unsafe fn store(self, pointer: *mut Self::Element);
+    /// [`Lanes::store`] past the caches, where the machine can.
+    ///
+    /// # Safety
+    /// As for [`Lanes::store`]; and the pointer must be aligned to the vector's size.
+    unsafe fn stream(self, pointer: *mut Self::Element);
     /// The element in every lane.
     fn splat(element: Self::Element) -> Self;
     /// Scans the lanes of each of the state's elements; and the state after all lanes.
@@ -158,6 +163,11 @@ unsafe impl<E: Element, const N: usize, const FUSED: bool> Lanes for Portable<E,
     unsafe fn store(self, pointer: *mut E) {
         // SAFETY: the caller's promise.
         unsafe { pointer.cast::<[E; N]>().write_unaligned(self.0) }
+    }
+    #[inline(always)]
+    unsafe fn stream(self, pointer: *mut E) {
+        // SAFETY: the caller's promise.
+        unsafe { super::store::copy(pointer.cast(), (&raw const self.0).cast(), size_of::<[E; N]>(), true) }
     }
     #[inline(always)]
     fn splat(element: E) -> Self {
@@ -302,6 +312,11 @@ pub(crate) mod avx2 {
             unsafe { _mm256_storeu_ps(pointer, self.0) }
         }
         #[inline(always)]
+        unsafe fn stream(self, pointer: *mut f32) {
+            // SAFETY: the caller's promise.
+            unsafe { _mm256_stream_ps(pointer, self.0) }
+        }
+        #[inline(always)]
         fn splat(element: f32) -> Self {
             // SAFETY: the features are the caller's promise, here and below.
             F32x8(unsafe { _mm256_set1_ps(element) })
@@ -368,6 +383,11 @@ pub(crate) mod avx2 {
         unsafe fn store(self, pointer: *mut f64) {
             // SAFETY: the caller's promise.
             unsafe { _mm256_storeu_pd(pointer, self.0) }
+        }
+        #[inline(always)]
+        unsafe fn stream(self, pointer: *mut f64) {
+            // SAFETY: the caller's promise.
+            unsafe { _mm256_stream_pd(pointer, self.0) }
         }
         #[inline(always)]
         fn splat(element: f64) -> Self {

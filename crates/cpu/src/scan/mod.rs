@@ -3,7 +3,7 @@
 //! A scan is walked in tiles that stay in the first-level cache ([`walk`]): along rows, where neighbours
 //! along the scan axis lie next to each other, or across lanes, where neighbours along a parallel axis do;
 //! nothing is transposed or flipped in memory. [`edges`] brings the state's elements in and takes results
-//! out, [`engine`] folds, with vector code for the common combine functions ([`vector`], [`monoid`]) and
+//! out, past the caches where they are large ([`store`]); [`engine`] folds, with vector code for the common combine functions ([`vector`], [`monoid`]) and
 //! the tile machine for all others. Where there are too few rows to keep threads busy, rows are cut into
 //! chunks ([`chain`]).
 
@@ -11,10 +11,12 @@ mod chain;
 mod column;
 mod edges;
 mod engine;
+mod form;
 mod lanes;
 mod monoid;
 mod program;
 mod row;
+mod source;
 mod store;
 mod vector;
 mod walk;
@@ -53,9 +55,9 @@ pub(crate) fn run(scan: &Scan, memory: &Memory, context: &Context) -> Result<()>
         Direction::Column => walk.lane_axis,
     };
     let edges = Edges::new(scan, memory, axis, context.isa)?;
-    let job = Job { context, walk: &walk, edges: &edges, state: scan.state };
+    let job = Job { context, walk: &walk, edges: &edges, live: &scan.live };
     match pattern {
-        Some(pattern) => vector::choose(context.isa, pattern, scan.reverse, &scan.live, job),
+        Some(pattern) => vector::choose(context.isa, pattern, scan.reverse, job),
         None => job.run(&program::Compiled::new(scan, memory, axis, context.isa)?),
     }
 }
@@ -64,14 +66,14 @@ pub(crate) fn run(scan: &Scan, memory: &Memory, context: &Context) -> Result<()>
 struct Job<'a> {
     context: &'a Context,
     walk: &'a Walk,
-    edges: &'a Edges<'a>,
-    state: usize,
+    edges: &'a Edges,
+    live: &'a [bool],
 }
 
 impl Job<'_> {
     fn run(self, combine: &impl Combine) -> Result<()> {
-        let Job { context, walk, edges, state } = self;
-        chain::run(context, walk.groups, walk.chunks, &Engine { walk, edges, combine, state })
+        let Job { context, walk, edges, live } = self;
+        chain::run(context, walk.groups, walk.chunks, &Engine { walk, edges, combine, live })
     }
 }
 

@@ -8,8 +8,9 @@
 use tilewright_ir::Result;
 use tilewright_plan::{Kind, Scan};
 
-use super::edges::{Bound, Run, bind, dtype_of, feed};
-use super::engine::Combine;
+use super::edges::{Run, dtype_of};
+use super::engine::{Combine, Outputs};
+use super::source::{Bound, bind, feed};
 use crate::Isa;
 use crate::memory::{Aligned, Array, Memory};
 use crate::tile::{self, Argument, Feed, Stage, Target, Tile, TileProgram, Variance};
@@ -126,6 +127,7 @@ impl Compiled {
 
 impl Combine for Compiled {
     type Scratch = Result<Scratch>;
+    const DIRECT: bool = false;
 
     fn scratch(&self) -> Result<Scratch> {
         let buffers = |elements: usize| -> Result<Vec<Aligned<u64>>> {
@@ -148,10 +150,9 @@ impl Combine for Compiled {
         scratch: &mut Result<Scratch>,
         run: &Run,
         inputs: &[*const u8],
-        outputs: &[*mut u8],
+        outputs: Outputs,
         carry: &mut [u64],
         fresh: bool,
-        store: bool,
     ) -> Result<()> {
         let Scratch { machine, tile, totals } = scratch.as_mut().map_err(|error| error.clone())?;
         let segments = Segments::of(run.count, self.reverse);
@@ -211,10 +212,8 @@ impl Combine for Compiled {
             }
             let last = (run.count - 1) % steps * lanes + (lanes - 1);
             self.copy(&self.shifted(&local, last), &carried, 1);
-            if store {
-                for (i, &output) in outputs.iter().enumerate() {
-                    segments.scatter(self.size(i), local.data[i], output);
-                }
+            for (i, &output) in outputs.pointers.iter().enumerate().filter(|(_, output)| !output.is_null()) {
+                segments.scatter(self.size(i), local.data[i], output);
             }
         }
         Ok(())
@@ -226,6 +225,7 @@ impl Combine for Compiled {
         run: &Run,
         inputs: &[*const u8],
         state: &[*mut u8],
+        _: Outputs,
         fresh: bool,
     ) -> Result<()> {
         let Scratch { machine, .. } = scratch.as_mut().map_err(|error| error.clone())?;

@@ -13,9 +13,10 @@ use crate::isa::{Kernel, Machine};
 pub(super) struct RowArguments<E, const S: usize> {
     /// The state's elements at `count` positions, contiguous.
     pub inputs: [*const E; S],
-    /// Where the folded state goes; not written where `live` is false.
+    /// Where the folded state goes; null where it is not wanted.
     pub outputs: [*mut E; S],
-    pub live: [bool; S],
+    /// Whether it goes there past the caches: all outputs are then equally far from a multiple of a vector.
+    pub stream: bool,
     pub count: usize,
     /// The state before the first position, unless `fresh`; becomes the state after the last.
     pub carry: [*mut E; S],
@@ -32,20 +33,37 @@ impl<L: Lanes, M: Monoid<S>, const S: usize, const REVERSE: bool> Kernel for Row
     /// The pointers are good for `count` elements; inputs and outputs do not overlap.
     #[inline(always)]
     unsafe fn run<Isa: Machine>(arguments: &Self::Arguments) {
-        let RowArguments { count, carry, fresh, .. } = arguments;
-        let whole = count / L::WIDTH;
-        // SAFETY: the carry has one element of each, here and below.
+        let RowArguments { outputs, stream, count, carry, fresh, .. } = arguments;
+        let first = outputs.iter().find(|output| !output.is_null());
+        let head = match first {
+            Some(&output) if *stream && REVERSE => past::<L>(output.wrapping_add(*count)),
+            Some(&output) if *stream => (L::WIDTH - past::<L>(output)) % L::WIDTH,
+            _ => 0,
+        };
+        let head = head.min(*count);
+        let whole = head + (count - head) / L::WIDTH * L::WIDTH;
+        let place = |position: usize, width: usize| {
+            if REVERSE { count - position - width } else { position }
+        };
         // SAFETY: the carry has one element of each, here and below.
         let mut state: Option<[L::Element; S]> = (!fresh).then(|| from_fn(|i| unsafe { *carry[i] }));
-        for block in 0..whole {
-            let at = if REVERSE { count - (block + 1) * L::WIDTH } else { block * L::WIDTH };
-            // SAFETY: at + WIDTH ≤ count.
-            state = Some(unsafe { scan::<L, M, S, REVERSE>(arguments, at, state) });
+        for position in 0..head {
+            // SAFETY: position < count.
+            state = Some(unsafe {
+                scan::<L::Single, M, S, REVERSE>(arguments, place(position, 1), state, false)
+            });
         }
-        for position in whole * L::WIDTH..*count {
-            let at = if REVERSE { count - 1 - position } else { position };
-            // SAFETY: at < count.
-            state = Some(unsafe { scan::<L::Single, M, S, REVERSE>(arguments, at, state) });
+        for position in (head..whole).step_by(L::WIDTH) {
+            // SAFETY: position + WIDTH ≤ count; past `head`, outputs are aligned.
+            state = Some(unsafe {
+                scan::<L, M, S, REVERSE>(arguments, place(position, L::WIDTH), state, *stream)
+            });
+        }
+        for position in whole..*count {
+            // SAFETY: position < count.
+            state = Some(unsafe {
+                scan::<L::Single, M, S, REVERSE>(arguments, place(position, 1), state, false)
+            });
         }
         if let Some(state) = state {
             for i in 0..S {
@@ -56,18 +74,25 @@ impl<L: Lanes, M: Monoid<S>, const S: usize, const REVERSE: bool> Kernel for Row
     }
 }
 
+/// How many elements an address is past a multiple of a vector.
+#[inline(always)]
+pub(super) fn past<L: Lanes>(pointer: *mut L::Element) -> usize {
+    pointer.addr() / size_of::<L::Element>() % L::WIDTH
+}
+
 /// Scans the register at `at`, and gives the state after it.
 ///
 /// The carried state is kept as scalars: were it kept as broadcast vectors, the compiler would sum two
 /// broadcasts as the broadcast of a sum, and the shuffle would join the chain from register to register.
 ///
 /// # Safety
-/// The pointers are good for `at + WIDTH` elements.
+/// The pointers are good for `at + WIDTH` elements; outputs are aligned there where `stream`.
 #[inline(always)]
 unsafe fn scan<L: Lanes, M: Monoid<S>, const S: usize, const REVERSE: bool>(
     arguments: &RowArguments<L::Element, S>,
     at: usize,
     before: Option<[L::Element; S]>,
+    stream: bool,
 ) -> [L::Element; S] {
     // SAFETY: the caller's promise, here and below.
     let loaded = from_fn(|i| unsafe { L::load(arguments.inputs[i].add(at)) });
@@ -80,10 +105,10 @@ unsafe fn scan<L: Lanes, M: Monoid<S>, const S: usize, const REVERSE: bool>(
         }
         None => (local, end),
     };
-    for (i, vector) in scanned.into_iter().enumerate() {
-        if arguments.live[i] {
+    for (vector, output) in scanned.into_iter().zip(arguments.outputs) {
+        if !output.is_null() {
             // SAFETY: as above.
-            unsafe { vector.store(arguments.outputs[i].add(at)) };
+            unsafe { if stream { vector.stream(output.add(at)) } else { vector.store(output.add(at)) } }
         }
     }
     after

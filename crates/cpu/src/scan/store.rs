@@ -1,10 +1,17 @@
-//! Copies out of a cache-resident tile to memory.
+//! Memory traffic by hand: stores past the caches, and loads ahead of their use.
+//!
+//! A scan's results are read again by nobody soon, and an ordinary store would first read each line that it
+//! writes, half as much traffic again. Streamed stores do not; but they only run at the speed of a copy while
+//! loads are under way as well, so a walk that loads and stores in turns fetches ahead.
 
-/// Copies `bytes` bytes. Where `stream`, past the caches: a scan's results are read again by nobody soon,
-/// and an ordinary store would first read each line that it writes, half as much traffic again.
+/// Bytes of a cache line.
+const LINE: usize = 64;
+
+/// Copies `bytes` bytes; where `stream`, past the caches.
 ///
 /// # Safety
 /// Both pointers are good for `bytes` bytes, which do not overlap.
+#[inline(always)]
 pub(super) unsafe fn copy(to: *mut u8, from: *const u8, bytes: usize, stream: bool) {
     #[cfg(target_arch = "x86_64")]
     if stream {
@@ -20,6 +27,7 @@ pub(super) unsafe fn copy(to: *mut u8, from: *const u8, bytes: usize, stream: bo
 /// # Safety
 /// As [`copy`].
 #[cfg(target_arch = "x86_64")]
+#[inline(always)]
 unsafe fn streamed(to: *mut u8, from: *const u8, bytes: usize) {
     use std::arch::x86_64::{__m128i, _mm_loadu_si128, _mm_stream_si128};
     const WIDTH: usize = size_of::<__m128i>();
@@ -43,4 +51,17 @@ pub(super) fn fence() {
     unsafe {
         std::arch::x86_64::_mm_sfence();
     }
+}
+
+/// Asks for `bytes` bytes to be brought into the second-level cache. Nothing need be there.
+#[inline(always)]
+pub(super) fn fetch(from: *const u8, bytes: usize) {
+    #[cfg(target_arch = "x86_64")]
+    for at in (0..bytes).step_by(LINE) {
+        use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+        // SAFETY: SSE is part of the target, and a prefetch may name any address.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(from.wrapping_add(at).cast()) };
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = (from, bytes, LINE);
 }

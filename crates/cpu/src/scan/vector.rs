@@ -8,7 +8,7 @@ use tilewright_plan::Kind;
 
 use super::column::{Column, ColumnArguments};
 use super::edges::Run;
-use super::engine::Combine;
+use super::engine::{Combine, Outputs};
 use super::lanes::{Element, Lanes, Portable};
 use super::monoid::{Affine, Greatest, Least, Monoid, Pattern, Product, Sum};
 use super::row::{Row, RowArguments};
@@ -36,64 +36,54 @@ pub(super) struct Vector<E, const S: usize> {
     lanes: Compiled<ColumnArguments<E, S>>,
     /// The place in the plan's state of each of the monoid's elements.
     order: [usize; S],
-    live: [bool; S],
     element: PhantomData<E>,
 }
 
-/// Chooses the kernels of `pattern` on elements of `kind`. `live` says which of the plan's state elements
-/// are read after the scan.
+/// Chooses the kernels of `pattern` on elements of `kind`.
 pub(super) fn choose(
     isa: Isa,
     (pattern, kind): (Pattern, Kind),
     reverse: bool,
-    live: &[bool],
     visitor: impl Visitor,
 ) -> Result<()> {
     let wide = isa != Isa::Portable;
     match kind {
-        Kind::F32 if wide => with::<WideF32>(isa, pattern, reverse, live, visitor),
-        Kind::F32 => with::<Portable<f32, 8>>(isa, pattern, reverse, live, visitor),
-        Kind::F64 if wide => with::<WideF64>(isa, pattern, reverse, live, visitor),
-        Kind::F64 => with::<Portable<f64, 4>>(isa, pattern, reverse, live, visitor),
-        Kind::I32 => with::<Portable<i32, 8>>(isa, pattern, reverse, live, visitor),
-        Kind::I64 => with::<Portable<i64, 4>>(isa, pattern, reverse, live, visitor),
+        Kind::F32 if wide => with::<WideF32>(isa, pattern, reverse, visitor),
+        Kind::F32 => with::<Portable<f32, 8>>(isa, pattern, reverse, visitor),
+        Kind::F64 if wide => with::<WideF64>(isa, pattern, reverse, visitor),
+        Kind::F64 => with::<Portable<f64, 4>>(isa, pattern, reverse, visitor),
+        Kind::I32 => with::<Portable<i32, 8>>(isa, pattern, reverse, visitor),
+        Kind::I64 => with::<Portable<i64, 4>>(isa, pattern, reverse, visitor),
         Kind::Bool => unreachable!("no pattern is recognised on truth values"),
     }
 }
 
-fn with<L: Lanes>(
-    isa: Isa,
-    pattern: Pattern,
-    reverse: bool,
-    live: &[bool],
-    visitor: impl Visitor,
-) -> Result<()> {
+fn with<L: Lanes>(isa: Isa, pattern: Pattern, reverse: bool, visitor: impl Visitor) -> Result<()> {
     match pattern {
-        Pattern::Sum => visitor.visit(&vector::<L, Sum, 1>(isa, reverse, live, [0])),
-        Pattern::Product => visitor.visit(&vector::<L, Product, 1>(isa, reverse, live, [0])),
-        Pattern::Greatest => visitor.visit(&vector::<L, Greatest, 1>(isa, reverse, live, [0])),
-        Pattern::Least => visitor.visit(&vector::<L, Least, 1>(isa, reverse, live, [0])),
-        Pattern::Affine(a) => visitor.visit(&vector::<L, Affine, 2>(isa, reverse, live, [a, 1 - a])),
+        Pattern::Sum => visitor.visit(&vector::<L, Sum, 1>(isa, reverse, [0])),
+        Pattern::Product => visitor.visit(&vector::<L, Product, 1>(isa, reverse, [0])),
+        Pattern::Greatest => visitor.visit(&vector::<L, Greatest, 1>(isa, reverse, [0])),
+        Pattern::Least => visitor.visit(&vector::<L, Least, 1>(isa, reverse, [0])),
+        Pattern::Affine(a) => visitor.visit(&vector::<L, Affine, 2>(isa, reverse, [a, 1 - a])),
     }
 }
 
 fn vector<L: Lanes, M: Monoid<S>, const S: usize>(
     isa: Isa,
     reverse: bool,
-    live: &[bool],
     order: [usize; S],
 ) -> Vector<L::Element, S> {
     Vector {
         row: if reverse { select::<Row<L, M, S, true>>(isa) } else { select::<Row<L, M, S, false>>(isa) },
         lanes: select::<Column<L, M, S>>(isa),
         order,
-        live: order.map(|place| live[place]),
         element: PhantomData,
     }
 }
 
 impl<E: Element, const S: usize> Combine for Vector<E, S> {
     type Scratch = ();
+    const DIRECT: bool = true;
 
     fn scratch(&self) {}
 
@@ -102,15 +92,14 @@ impl<E: Element, const S: usize> Combine for Vector<E, S> {
         _: &mut (),
         run: &Run,
         inputs: &[*const u8],
-        outputs: &[*mut u8],
+        outputs: Outputs,
         carry: &mut [u64],
         fresh: bool,
-        store: bool,
     ) -> Result<()> {
         let arguments = RowArguments {
             inputs: self.order.map(|place| inputs[place].cast::<E>()),
-            outputs: self.order.map(|place| outputs[place].cast::<E>()),
-            live: self.live.map(|live| live && store),
+            outputs: self.order.map(|place| outputs.pointers[place].cast::<E>()),
+            stream: outputs.stream,
             count: run.count,
             carry: from_fn(|i| (&raw mut carry[self.order[i]]).cast::<E>()),
             fresh,
@@ -126,11 +115,14 @@ impl<E: Element, const S: usize> Combine for Vector<E, S> {
         run: &Run,
         inputs: &[*const u8],
         state: &[*mut u8],
+        outputs: Outputs,
         fresh: bool,
     ) -> Result<()> {
         let arguments = ColumnArguments {
             inputs: self.order.map(|place| inputs[place].cast::<E>()),
             state: self.order.map(|place| state[place].cast::<E>()),
+            outputs: self.order.map(|place| outputs.pointers[place].cast::<E>()),
+            stream: outputs.stream,
             count: run.count,
             fresh,
         };

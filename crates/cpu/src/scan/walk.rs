@@ -38,6 +38,8 @@ pub(super) struct Walk {
 const LANE_TILE: usize = 1024;
 /// Elements that a chunk has about: what stays in the second-level cache with a few arrays.
 const CHUNK: usize = 16 * 1024;
+/// Elements that rows which are taken together have at most: memory is copied faster in long stretches.
+const SPAN: usize = 64 * 1024;
 /// Where there are so many rows, threads are kept busy without chunks.
 const ENOUGH_ROWS: usize = 64;
 /// Where there are so many blocks of lanes. A chunk of a block is walked twice and no longer in the cache the
@@ -78,7 +80,8 @@ impl Walk {
                 if rows < ENOUGH_ROWS && length >= 2 * CHUNK {
                     walk.chunk = CHUNK;
                 } else {
-                    walk.rows_in_group = (CHUNK / length.max(1)).clamp(1, rows.max(1));
+                    let span = (rows * length / ENOUGH_ROWS).clamp(CHUNK, SPAN);
+                    walk.rows_in_group = (span / length.max(1)).clamp(1, rows.max(1));
                     walk.groups = rows.div_ceil(walk.rows_in_group);
                 }
             }
@@ -98,27 +101,34 @@ impl Walk {
 
     /// The rows of a group, in a walk along rows.
     pub fn rows(&self, group: usize) -> Range<usize> {
-        let rows: usize = self.parallel.iter().product();
         let start = group * self.rows_in_group;
-        start..(start + self.rows_in_group).min(rows)
+        start..(start + self.rows_in_group).min(self.row_count())
     }
 
-    /// The position at which a row starts: one number for each parallel axis, and 0 for the scan axis.
-    pub fn start_of_row(&self, row: usize) -> Vec<usize> {
-        let mut start = vec![0; self.parallel.len() + 1];
+    /// How many rows there are, in a walk along rows.
+    pub fn row_count(&self) -> usize {
+        self.parallel.iter().product()
+    }
+
+    /// Puts the position at which a row starts to `start`: one number for each parallel axis, and 0 for the
+    /// scan axis.
+    pub fn start_of_row(&self, row: usize, start: &mut Vec<usize>) {
+        start.clear();
+        start.resize(self.parallel.len() + 1, 0);
         let mut rest = row;
         for (axis, &extent) in self.parallel.iter().enumerate().rev() {
             start[axis] = rest % extent;
             rest /= extent;
         }
-        start
     }
 
-    /// The lanes of a group, in a walk over columns: where they start, their axis and their number.
-    pub fn lanes(&self, group: usize) -> (Vec<usize>, usize, usize) {
+    /// The lanes of a group, in a walk over columns: their axis and their number. Puts the position where they
+    /// start to `start`.
+    pub fn lanes(&self, group: usize, start: &mut Vec<usize>) -> (usize, usize) {
         let extent = self.parallel[self.lane_axis];
         let blocks = extent.div_ceil(self.tile);
-        let mut start = vec![0; self.parallel.len() + 1];
+        start.clear();
+        start.resize(self.parallel.len() + 1, 0);
         start[self.lane_axis] = group % blocks * self.tile;
         let mut rest = group / blocks;
         for (axis, &extent) in self.parallel.iter().enumerate().rev() {
@@ -127,8 +137,7 @@ impl Walk {
                 rest /= extent;
             }
         }
-        let count = (extent - start[self.lane_axis]).min(self.tile);
-        (start, self.lane_axis, count)
+        (self.lane_axis, (extent - start[self.lane_axis]).min(self.tile))
     }
 
     /// The scan positions of a chunk as a range, chunks counted in the order of the scan.
@@ -137,24 +146,29 @@ impl Walk {
         if self.reverse { self.length - last..self.length - first } else { first..last }
     }
 
-    /// The tiles of a chunk in the order of the scan: first position in memory order, and count.
-    pub fn tiles(&self, chunk: usize) -> impl Iterator<Item = (usize, usize)> + use<> {
-        let (Range { start, end }, tile, reverse) = (self.range(chunk), self.tile, self.reverse);
-        (0..(end - start).div_ceil(tile)).map(move |i| {
-            if reverse {
-                let end = end - i * tile;
-                let first = end.saturating_sub(tile).max(start);
-                (first, end - first)
-            } else {
-                let first = start + i * tile;
-                (first, (end - first).min(tile))
-            }
-        })
+    /// How many tiles a chunk has.
+    pub fn tiles(&self, chunk: usize) -> usize {
+        self.range(chunk).len().div_ceil(self.tile)
     }
 
-    /// The scan positions of a chunk in the order of the scan.
-    pub fn positions(&self, chunk: usize) -> impl Iterator<Item = usize> + use<> {
+    /// A tile of a chunk, counted in the order of the scan: first position in memory order, and count.
+    pub fn tile(&self, chunk: usize, tile: usize) -> (usize, usize) {
+        let Range { start, end } = self.range(chunk);
+        if self.reverse {
+            let end = end - tile * self.tile;
+            let first = end.saturating_sub(self.tile).max(start);
+            (first, end - first)
+        } else {
+            let first = start + tile * self.tile;
+            (first, (end - first).min(self.tile))
+        }
+    }
+
+    /// The scan positions of a chunk in the order of the scan, each with the one after it.
+    pub fn positions(&self, chunk: usize) -> impl Iterator<Item = (usize, Option<usize>)> + use<> {
         let (Range { start, end }, reverse) = (self.range(chunk), self.reverse);
-        (0..end - start).map(move |i| if reverse { end - 1 - i } else { start + i })
+        let count = end - start;
+        let place = move |i: usize| if reverse { end - 1 - i } else { start + i };
+        (0..count).map(move |i| (place(i), (i + 1 < count).then(|| place(i + 1))))
     }
 }

@@ -8,6 +8,9 @@
 //! on each other, or that have other parallel axes, become kernels of their own.
 
 mod axes;
+mod fuse;
+
+pub(crate) use self::fuse::fuse;
 
 use tilewright_ir::{AssociativeScan, DType, Error, ErrorKind, Origin, Result, Value};
 use tilewright_plan::loops::{Sink, Source};
@@ -15,7 +18,7 @@ use tilewright_plan::{Kind, Operation, Program, Register, Scan, Table, View};
 
 use self::axes::{Axes, Class};
 use crate::access::Valid;
-use crate::builder::{Builder, Push, renamed};
+use crate::builder::{Builder, Push};
 use crate::operand::{Operand, line_of_read};
 use crate::region::{Argument, Lowering, positions};
 
@@ -362,7 +365,7 @@ fn unrounded(program: &Program) -> Program {
     for instruction in &program.instructions {
         let register = match &instruction.operation {
             Operation::Round(DType::BF16 | DType::F16, x) => map[x.index()],
-            operation => builder.push(renamed(operation, |r| map[r.index()]), instruction.kind),
+            operation => builder.push(operation.renamed(|r| map[r.index()]), instruction.kind),
         };
         map.push(register);
     }

@@ -43,8 +43,27 @@ struct Options {
 /// positions 0 to t. The leaves have one extent along `axis`; `combine` works on slices without it, may use
 /// any tensor from outside, and returns a tree like `elements`.
 ///
-/// `associative_scan((a, b), 1, |l, r| (l.0 * r.0, r.0 * l.1 + r.1)).call()` is the recurrence
-/// yₜ = aₜ yₜ₋₁ + bₜ, as its second leaf.
+/// The result is a tree like `elements`; every leaf's shape and element type stay. Gradients reach the elements,
+/// `init`, and what `combine` captures. [`check_associative`](https://docs.rs/tilewright) tries whether a
+/// combine function is associative.
+///
+/// ```
+/// use tilewright::prelude::*;
+///
+/// // yₜ = aₜ yₜ₋₁ + bₜ along axis 1, as the second leaf.
+/// let recurrence = compile(|(a, b): (Tensor, Tensor)| {
+///     associative_scan((a, b), 1, |l, r| (l.0 * r.0, r.0 * l.1 + r.1)).call().1
+/// });
+/// let a = Array::new([1, 3], &[0.5f32, 0.5, 0.5])?;
+/// let b = Array::new([1, 3], &[1.0f32, 1.0, 1.0])?;
+/// assert_eq!(recurrence.call((&a, &b))?.to_vec::<f32>()?, [1.0, 1.5, 1.75]);
+///
+/// // The combine function must give slices like those that it gets.
+/// let wrong = compile(|x: Tensor| associative_scan(x, 0, |l: Tensor, _| l.sum(..)).call());
+/// let error = wrong.call(&Array::zeros(DType::F32, [4, 2])?).unwrap_err();
+/// assert!(error.to_string().contains("associative_scan"));
+/// # Ok::<(), Error>(())
+/// ```
 pub fn associative_scan<T: TensorTree, F: FnOnce(T, T) -> T>(
     elements: T,
     axis: isize,
@@ -55,20 +74,62 @@ pub fn associative_scan<T: TensorTree, F: FnOnce(T, T) -> T>(
 }
 
 impl<T: TensorTree, F: FnOnce(T, T) -> T> Scan<T, F> {
-    /// From the last position to the first.
+    /// From the last position to the first: the result at t combines the positions from the last down to t, the
+    /// later ones on the left.
+    ///
+    /// ```
+    /// use tilewright::prelude::*;
+    ///
+    /// let f = compile(|x: Tensor| associative_scan(x, 0, |l, r| l + r).reverse().call());
+    /// let y = f.call(&Array::new([3], &[1.0f32, 2.0, 4.0])?)?;
+    /// assert_eq!(y.to_vec::<f32>()?, [7.0, 6.0, 4.0]);
+    /// # Ok::<(), Error>(())
+    /// ```
     pub fn reverse(mut self) -> Scan<T, F> {
         self.options.reverse = true;
         self
     }
 
-    /// A tree of slices to start from: it is combined in front of the first position. Leaves broadcast to the
-    /// slices of the elements.
+    /// A tree of slices to start from: it is combined in front of the first position (in reverse, of the last).
+    /// Leaves broadcast to the slices of the elements.
+    ///
+    /// With [`Scan::segments`] it enters the segment that the first position goes on with, and is forgotten where
+    /// one starts there. So what is scanned in parts, each from the carry of the part before
+    /// ([`Scan::call_with_carry`]) and with its part of the starts, is what is scanned at once:
+    ///
+    /// ```
+    /// use tilewright::prelude::*;
+    ///
+    /// let parts = compile(|(x, starts): (Tensor, Tensor)| {
+    ///     let sum = |x: Tensor, starts: Tensor, init: Tensor| {
+    ///         associative_scan(x, 0, |l, r| l + r).init(init).segments(starts).call_with_carry()
+    ///     };
+    ///     let (head, carry) = sum(x.slice(0, ..3), starts.slice(0, ..3), zeros((), DType::F32));
+    ///     let (tail, _) = sum(x.slice(0, 3..), starts.slice(0, 3..), carry);
+    ///     concatenate(&[head, tail], 0)
+    /// });
+    /// let x = Array::new([5], &[1.0f32, 2.0, 3.0, 4.0, 5.0])?;
+    /// let starts = Array::new([5], &[true, false, false, false, true])?;
+    /// assert_eq!(parts.call((&x, &starts))?.to_vec::<f32>()?, [1.0, 3.0, 6.0, 10.0, 5.0]);
+    /// # Ok::<(), Error>(())
+    /// ```
     pub fn init(mut self, init: T) -> Scan<T, F> {
         self.init = Some(init);
         self
     }
 
     /// The result at a position combines `init`, which must be given, and the positions before it.
+    ///
+    /// ```
+    /// use tilewright::prelude::*;
+    ///
+    /// let f = compile(|x: Tensor| {
+    ///     associative_scan(x, 0, |l, r| l + r).init(zeros((), DType::F32)).exclusive().call()
+    /// });
+    /// let y = f.call(&Array::new([3], &[1.0f32, 2.0, 4.0])?)?;
+    /// assert_eq!(y.to_vec::<f32>()?, [0.0, 1.0, 3.0]);
+    /// # Ok::<(), Error>(())
+    /// ```
     pub fn exclusive(mut self) -> Scan<T, F> {
         self.options.exclusive = true;
         self
@@ -77,6 +138,18 @@ impl<T: TensorTree, F: FnOnce(T, T) -> T> Scan<T, F> {
     /// Cuts the axis into segments that are scanned each by itself. `starts`, of `bool`, holds where one
     /// starts: its shape is `[length]`, or that of the leaves up to the scan's axis at the least, with 1 where
     /// all positions share it. In reverse, the scan of a segment begins at its last position.
+    ///
+    /// ```
+    /// use tilewright::prelude::*;
+    ///
+    /// let f = compile(|(x, starts): (Tensor, Tensor)| {
+    ///     associative_scan(x, -1, |l, r| l + r).segments(starts).call()
+    /// });
+    /// let x = Array::new([2, 4], &[1.0f32, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0])?;
+    /// let starts = Array::new([4], &[true, false, true, false])?;
+    /// assert_eq!(f.call((&x, &starts))?.to_vec::<f32>()?, [1.0, 3.0, 3.0, 7.0, 5.0, 11.0, 7.0, 15.0]);
+    /// # Ok::<(), Error>(())
+    /// ```
     pub fn segments(mut self, starts: Tensor) -> Scan<T, F> {
         self.options.segments = Some(starts);
         self
@@ -87,14 +160,24 @@ impl<T: TensorTree, F: FnOnce(T, T) -> T> Scan<T, F> {
     /// # Errors (of the trace)
     /// `Shape` where there is no leaf, the leaves' extents along the axis differ, or `combine` returns
     /// another tree or shape; `DType` where it returns another element type; `Argument` for `exclusive`
-    /// without `init`, and for `init` together with `segments`.
+    /// without `init`, and for `exclusive` together with `segments`.
     #[track_caller]
     pub fn call(self) -> T {
         let (elements, [results, _]) = self.record();
         rebuild(&elements, results)
     }
 
-    /// [`Scan::call`], and the fold of `init` and all positions, with which a later scan can go on.
+    /// [`Scan::call`], and the fold of `init` and all positions, with which a later scan can go on: a tree of slices.
+    ///
+    /// ```
+    /// use tilewright::prelude::*;
+    ///
+    /// let f = compile(|x: Tensor| associative_scan(x, 1, |l, r| l.maximum(r)).call_with_carry());
+    /// let (y, carry): (Array, Array) = f.call(&Array::new([1, 3], &[1.0f32, 3.0, 2.0])?)?;
+    /// assert_eq!((y.shape(), carry.shape()), (&[1, 3][..], &[1][..]));
+    /// assert_eq!(carry.to_vec::<f32>()?, [3.0]);
+    /// # Ok::<(), Error>(())
+    /// ```
     ///
     /// # Errors (of the trace)
     /// As [`Scan::call`]; `Argument` for length 0 without `init`.
@@ -140,9 +223,11 @@ fn record<T: TensorTree>(
     if exclusive && init.is_none() {
         return Err(Error::argument("exclusive", "needs init, which is the result at the first position"));
     }
-    if flags.is_some() && init.is_some() {
-        let error = Error::argument("init", "cannot be given together with segments");
-        return Err(error.help("combine it with the first element of each segment that it is for"));
+    if exclusive && flags.is_some() {
+        let error = Error::argument("exclusive", "cannot be asked for together with segments");
+        return Err(
+            error.help("what stands where a segment starts would be nobody's: choose it with `select`")
+        );
     }
     let Some(combine) = Combine::trace(elements, &slices, axis, flags, combine)? else { return Ok(None) };
     if length == 0 {
@@ -163,8 +248,13 @@ fn record<T: TensorTree>(
     let scanned = match init {
         Some(init) if exclusive => start_with(&moved(inputs, axis, reverse), axis, first, &init),
         Some(init) => {
-            let Some(joined) = combine.apply(&init, &at(inputs, first)) else { return Ok(None) };
-            start_with(inputs, axis, first, &joined)
+            // Where the first position starts a segment, its flag makes the combination forget init.
+            let flag: Vec<Tensor> =
+                flags.iter().map(|flags| flags.index(axis as isize, first as isize)).collect();
+            let left: Vec<Tensor> = flag.iter().map(Tensor::zeros_like).chain(init).collect();
+            let right = [&flag[..], &at(inputs, first)].concat();
+            let Some(mut joined) = combine.apply(&left, &right) else { return Ok(None) };
+            start_with(inputs, axis, first, &joined.split_off(flag.len()))
         }
         None => inputs.to_vec(),
     };
@@ -229,8 +319,8 @@ fn flags(starts: Tensor, inputs: &[Tensor], axis: usize, reverse: bool) -> Resul
     }
     let flags = starts.reshape(shape);
     let along = axis as isize;
-    // From the end, a segment begins before the start of the next one.
-    Ok(if reverse && length > 0 { flags.slice(along, 1..).pad(along, 0, 1, true) } else { flags })
+    // From the end, a segment begins before the start of the next one; what follows the last position is unknown.
+    Ok(if reverse && length > 0 { flags.slice(along, 1..).pad(along, 0, 1, false) } else { flags })
 }
 
 /// Each leaf moved by one position in the direction of the scan; what is at the first position is of no use.
