@@ -287,6 +287,20 @@ pub fn captured(shape: AttentionShape) -> Vec<Function> {
             |c, _| vec![c.input(0), c.input(1), c.input(2), c.input(3)],
             move |p| ((p.b * heads + p.h) * q + p.q) * k + p.k,
         ),
+        // Half of the keys' indices count from the end.
+        read(
+            "pair of a batch element and head, turned",
+            false,
+            shape,
+            vec![batch, heads, q, k],
+            ReductionKey::Pair,
+            |c, shape| {
+                let half = c.int(shape.keys as i64 / 2);
+                let (b, h, q, k) = (c.input(0), c.input(1), c.input(2), c.input(3));
+                vec![b, h, q, c.binary(Binary::Sub, k, half)]
+            },
+            move |p| ((p.b * heads + p.h) * q + p.q) * k + (p.k + k - k / 2) % k,
+        ),
         // The index mixes head and key: no element has one owner.
         read(
             "pair, shifted by the head",

@@ -123,7 +123,8 @@ impl<S: Scalar> Scattered<S> {
             match self.line(terms, tables, scratch)? {
                 Some(line) if once => add_lines::<V, false>(terms, panel, sums, line),
                 Some(line) => add_lines::<V, true>(terms, panel, sums, line),
-                None => self.scatter(terms, panel, sums, turn, tables, scratch)?,
+                None if once => self.scatter::<false>(terms, panel, sums, turn, tables, scratch)?,
+                None => self.scatter::<true>(terms, panel, sums, turn, tables, scratch)?,
             }
         }
         Ok(())
@@ -190,7 +191,7 @@ impl<S: Scalar> Scattered<S> {
     /// # Safety
     /// `sums` is the unit's own copy.
     #[inline(always)]
-    unsafe fn scatter(
+    unsafe fn scatter<const ADD: bool>(
         &self,
         terms: &Terms<S>,
         panel: *const S,
@@ -232,7 +233,8 @@ impl<S: Scalar> Scattered<S> {
                     // SAFETY: an element of the copy, and of the panel.
                     unsafe {
                         let to = sums.add(flat + turn);
-                        *to = (*to).plus(*panel.add(row * terms.stride + first + i));
+                        let x = *panel.add(row * terms.stride + first + i);
+                        *to = if ADD { (*to).plus(x) } else { x };
                     }
                 }
             }
