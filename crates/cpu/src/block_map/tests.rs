@@ -65,6 +65,15 @@ fn causal() -> Program {
     code.result(result)
 }
 
+/// The same by the difference.
+fn causal_by_difference() -> Program {
+    let mut code = Code::default();
+    let (q, k, zero) = (code.input(2), code.input(3), code.number(0));
+    let difference = code.integer(Binary::Sub, q, k);
+    let result = code.compare(Compare::Ge, difference, zero);
+    code.result(result)
+}
+
 /// Causal within documents, whose numbers are in table 0.
 fn documents() -> Program {
     let mut code = Code::default();
@@ -148,6 +157,8 @@ fn causal_maps_have_two_runs_a_row() {
         "29 of 45 blocks live (20 full, 9 partial), 35.6 % empty\n\
          ▒▒·······\n██▒▒·····\n████▒▒···\n██████▒▒·\n████████▒\n"
     );
+    let kernel = map(causal_by_difference(), (300, 277), (64, 32), vec![]);
+    assert_eq!(from_tables(&kernel, &[], &context(1)).unwrap(), blocks);
 }
 
 /// A small generator of repeatable numbers (Marsaglia's xorshift).

@@ -1,7 +1,7 @@
 //! What is known of a program's registers before steps are made of them: variance, linearity, stage, and in
 //! which form each is needed.
 
-use tilewright_ir::{Binary, DType, Result, Unary};
+use tilewright_ir::{Binary, DType, Result, Scalar, Unary};
 use tilewright_plan::{Instruction, Kind, Operation, Program, Register, Table};
 
 use super::{Feed, Variance};
@@ -23,6 +23,39 @@ impl Facts {
     pub fn linear(&self, register: usize) -> bool {
         self.variance[register].columns() && self.step[register].is_some()
     }
+}
+
+/// The program with each comparison of a row's position and a column's as one of their difference with 0, which
+/// changes along diagonals only. Positions are not negative, so their differences do not wrap.
+pub(super) fn compare_differences(program: &Program, feeds: &[Feed]) -> Program {
+    let mut rewritten = Program::default();
+    let mut names: Vec<Register> = Vec::with_capacity(program.instructions.len());
+    let position = |register: &Register| match program.instructions.get(register.index())?.operation {
+        Operation::Input(input) => feeds.get(input).filter(|feed| **feed != Feed::Uniform),
+        _ => None,
+    };
+    for Instruction { operation, kind } in &program.instructions {
+        let name = |register: Register| names.get(register.index()).copied().unwrap_or(register);
+        let operation = match operation {
+            Operation::Compare(comparison, x, y)
+                if matches!(
+                    (position(x), position(y)),
+                    (Some(Feed::RowPosition), Some(Feed::ColumnPosition))
+                        | (Some(Feed::ColumnPosition), Some(Feed::RowPosition))
+                ) && program.kind(*x) == program.kind(*y) =>
+            {
+                let kind = program.kind(*x);
+                let difference = rewritten.push(Operation::Binary(Binary::Sub, name(*x), name(*y)), kind);
+                let zero = rewritten.push(Operation::Constant(Scalar::Integer(0)), kind);
+                Operation::Compare(*comparison, difference, zero)
+            }
+            operation => operation.renamed(name),
+        };
+        names.push(rewritten.push(operation, *kind));
+    }
+    let name = |register: &Register| names.get(register.index()).copied().unwrap_or(*register);
+    rewritten.results = program.results.iter().map(name).collect();
+    rewritten
 }
 
 /// Finds the facts about each register, and checks that the program is well-formed.

@@ -3,7 +3,7 @@
 use tilewright_ir::{DType, Error, ErrorKind, Origin, Result, Scalar};
 use tilewright_plan::{Instruction, Kind, Operation, Program, Register, Table};
 
-use super::analysis::{Facts, Needs, along_row, analyse, demand};
+use super::analysis::{Facts, Needs, along_row, analyse, compare_differences, demand};
 use super::convert::{self, Convert};
 use super::load::Load;
 use super::map::Span;
@@ -108,6 +108,7 @@ impl TileProgram {
         late: &[usize],
         early_results: usize,
     ) -> Result<TileProgram> {
+        let program = &compare_differences(program, feeds);
         let facts = analyse(program, feeds, tables, late)?;
         let needs = demand(program, &facts);
         let mut builder = Builder::new(program, feeds, tables, isa, &facts, &needs);

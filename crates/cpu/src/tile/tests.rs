@@ -120,6 +120,7 @@ fn random_program(random: &mut Random, feeds: &[Feed], tables: &[Table]) -> Prog
     if kind == program.kind(column) {
         let operands = random.pick(&[(row, column), (column, row)]);
         program.push(Operation::Binary(Binary::Sub, operands.0, operands.1), kind);
+        program.push(Operation::Compare(random.pick(&Compare::ALL), operands.0, operands.1), Kind::Bool);
     }
     for _ in 0..random.below(40) {
         let count = program.instructions.len();
