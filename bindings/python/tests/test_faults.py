@@ -70,7 +70,8 @@ def test_gathers_from_an_empty_array_and_from_the_end() -> None:
 def test_broadcast_inputs_are_not_copied() -> None:
     row = torch.randn(1, 1, 9, 8)
     wide = row.expand(2, 4, 9, 8)
-    assert torch.equal(flex_attention(wide, wide, wide), flex_attention(*(wide.contiguous(),) * 3))
+    packed = wide.contiguous()
+    assert torch.equal(flex_attention(wide, wide, wide), flex_attention(packed, packed, packed))
 
 
 def test_a_lazily_negated_input_is_negated() -> None:
