@@ -1,10 +1,10 @@
 // Runs kernels on the CPU, so that their text is tested without a GPU.
 //
 // Each thread of a block is a coroutine; what threads do together (barriers, shuffles, matrix products) makes
-// them wait for one another. One block runs at a time. The order in which waiting threads go on is drawn from a
-// seed: a kernel whose result depends on it has a race, and a barrier that not all threads reach is a fault.
-// Buffers and shared memory are allocations of exactly their size, so that the address sanitizer sees accesses
-// outside them.
+// them wait for one another. One block runs at a time. Of the threads that can go on, either the first always does
+// or the last: some warps run ahead of the others as far as barriers let them. A kernel whose result depends on
+// which has a race, and a barrier that not all threads reach is a fault. Buffers and shared memory are allocations of
+// exactly their size, so that the address sanitizer sees accesses outside them.
 
 #include <ucontext.h>
 
@@ -12,6 +12,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <set>
 #include <string>
 #include <utility>
 #include <vector>
@@ -45,27 +46,20 @@ struct Group {
 
 struct Block {
     std::vector<Thread> threads;
-    std::vector<int> ready;
+    std::set<int> ready;
+    std::vector<int> idle;  // waiting for another thread to change something
+    bool last_first = false;
     Group all;
     std::vector<Group> warps, warpgroups;
-    long long waits = 0;
     int current = 0;
     Place scheduler;
     unsigned char* shared = nullptr;
     long long index = 0, count = 0;
     void (*kernel)(const void*) = nullptr;
     const void* parameters = nullptr;
-    unsigned long long random = 1;
 };
 
 inline Block block;
-
-inline unsigned long long next_random() {
-    block.random ^= block.random << 13;
-    block.random ^= block.random >> 7;
-    block.random ^= block.random << 17;
-    return block.random;
-}
 
 inline int lane() { return block.current % 32; }
 inline Group& warp() { return block.warps[block.current / 32]; }
@@ -87,14 +81,11 @@ UNSEEN inline void resume(Thread& thread) {
     setcontext(&thread.begin);
 }
 
-inline void progress();
-
 // Waits until all of a group have come; the last does `work` before the others go on.
 template <typename F>
 void meet(Group& group, F work) {
     int me = block.current;
     group.arrived += 1;
-    progress();
     if (group.arrived < group.size) {
         group.waiting.push_back(me);
         suspend();
@@ -102,18 +93,20 @@ void meet(Group& group, F work) {
     }
     work();
     group.arrived = 0;
-    block.ready.insert(block.ready.end(), group.waiting.begin(), group.waiting.end());
+    block.ready.insert(group.waiting.begin(), group.waiting.end());
     group.waiting.clear();
 }
 
 // Lets others go on, for one that waits for them to change something.
 inline void wait_a_while() {
-    if (++block.waits > 100 * (long long)block.threads.size()) fail("nobody does what a thread waits for");
-    block.ready.push_back(block.current);
+    block.idle.push_back(block.current);
     suspend();
 }
 // Something was changed that others may wait for.
-inline void progress() { block.waits = 0; }
+inline void progress() {
+    block.ready.insert(block.idle.begin(), block.idle.end());
+    block.idle.clear();
+}
 
 inline void enter() {
     block.kernel(block.parameters);
@@ -135,6 +128,7 @@ inline void run_block(void (*kernel)(const void*), const void* parameters, long 
     block.warps.assign((threads + 31) / 32, Group{32});
     block.warpgroups.assign((threads + 127) / 128, Group{128});
     block.ready.clear();
+    block.idle.clear();
     for (int i = threads - 1; i >= 0; --i) {
         Thread& thread = block.threads[i];
         thread.begun = thread.done = false;
@@ -144,13 +138,12 @@ inline void run_block(void (*kernel)(const void*), const void* parameters, long 
         thread.begin.uc_stack.ss_size = STACK;
         thread.begin.uc_link = nullptr;
         makecontext(&thread.begin, enter, 0);
-        block.ready.push_back(i);
+        block.ready.insert(i);
     }
     while (!block.ready.empty()) {
-        size_t which = next_random() % block.ready.size();
-        block.current = block.ready[which];
-        block.ready[which] = block.ready.back();
-        block.ready.pop_back();
+        auto next = block.last_first ? std::prev(block.ready.end()) : block.ready.begin();
+        block.current = *next;
+        block.ready.erase(next);
         resume(block.threads[block.current]);
     }
     for (int i = 0; i < threads; ++i) {
@@ -173,10 +166,10 @@ T read(FILE* file) {
 
 // Reads buffers and steps from a file, runs these, and writes the buffers back to another.
 inline int run_file(const Kernel* kernels, size_t kernel_count, int argc, char** argv) {
-    if (argc != 4) fail("usage: kernels INPUT OUTPUT SEED");
+    if (argc != 4) fail("usage: kernels INPUT OUTPUT first|last");
     FILE* file = fopen(argv[1], "rb");
     if (!file) fail("the input cannot be read");
-    block.random = strtoull(argv[3], nullptr, 10) * 2654435761u + 88172645463325252ull;
+    block.last_first = argv[3] == std::string("last");
     std::vector<std::pair<unsigned char*, size_t>> buffers(read<long long>(file));
     for (auto& [data, size] : buffers) {
         size = read<long long>(file);

@@ -4,7 +4,6 @@ use tilewright_cuda::codegen::Step;
 use tilewright_generate::{Random, random_attention_of};
 use tilewright_interp::Array;
 use tilewright_ir::{DType, ErrorKind};
-use tilewright_plan::Kernel;
 use tilewright_schedule::Layout;
 
 use crate::case::{Case, SMALL, Sizes, attention, inputs, with_gradients};
@@ -26,28 +25,18 @@ fn bytes(inputs: &[Array]) -> Vec<Vec<u8>> {
     inputs.iter().map(Array::to_bytes).collect()
 }
 
-/// Cases of generated programs. Those with other kernels beside attention are left out.
-fn generated(dtype: DType, seeds: std::ops::Range<u64>) -> Vec<Case> {
-    let mut cases = Vec::new();
-    for seed in seeds {
+/// Cases of generated programs.
+fn generated(dtype: DType, seeds: std::ops::Range<u64>) -> impl Iterator<Item = Case> {
+    seeds.map(move |seed| {
         let (graph, inputs) = random_attention_of(dtype, seed);
         let (graph, inputs) = with_gradients(graph, inputs, &mut Random::new(seed ^ 0xc07));
-        let layouts: Vec<Layout> =
-            graph.parameter_types().iter().map(|ty| Layout::packed(&ty.shape)).collect();
-        let plan =
-            tilewright_schedule::lower(&tilewright_schedule::simplify(&graph).unwrap(), &layouts).unwrap();
-        if plan.kernels.iter().any(|kernel| matches!(kernel, Kernel::Loops(_))) {
-            continue;
-        }
-        cases.push(Case::new(format!("{dtype} {seed}"), graph, inputs));
-    }
-    assert!(cases.len() > 2);
-    cases
+        Case::new(format!("{dtype} {seed}"), graph, inputs)
+    })
 }
 
 #[test]
 fn generated_programs() {
-    let cases = [(DType::F32, 0..6), (DType::BF16, 8..13), (DType::F16, 14..19)]
+    let cases = [(DType::F32, 0..4), (DType::BF16, 8..11), (DType::F16, 14..17)]
         .into_iter()
         .flat_map(|(dtype, seeds)| generated(dtype, seeds));
     check(&cases.collect::<Vec<_>>());
