@@ -1,11 +1,13 @@
 //! Batches of matrix products.
 //!
-//! Floats go through the `gemm` crate, which chooses its instruction set by itself. It splits rows and
+//! Floats go through the `gemm` library, which chooses its instruction set by itself. It splits rows and
 //! columns over threads but never the contracted axis, so the result does not depend on their number; nor
 //! does it depend on whether threads share one product or take one each, which is chosen by their number.
-//! Narrow floats are widened first; integers, which no model multiplies at length, take plain loops.
+//! Its parts for `f32` and `f64` are used without the crate that joins them, which would also build those
+//! for complex numbers and take twice as long. Narrow floats are widened first; integers, which no model
+//! multiplies at length, take plain loops.
 
-use gemm::Parallelism;
+use gemm_common::Parallelism;
 use tilewright_ir::{DType, Result};
 use tilewright_plan::MatMul;
 
@@ -25,6 +27,54 @@ struct Products {
     left: Array,
     right: Array,
     output: Array,
+}
+
+/// A float that the library multiplies.
+trait Float: Copy {
+    const ZERO: Self;
+    const ONE: Self;
+    /// The product for this machine's instruction set.
+    fn library() -> Product<Self>;
+}
+
+/// `output ← zero · output + one · left · right`, as the library takes it: rows, columns, depth; the output and
+/// whether it is read; left; right; each as a pointer with the strides of columns and of rows.
+type Product<T> = unsafe fn(
+    usize,
+    usize,
+    usize,
+    *mut T,
+    isize,
+    isize,
+    bool,
+    *const T,
+    isize,
+    isize,
+    *const T,
+    isize,
+    isize,
+    T,
+    T,
+    bool,
+    bool,
+    bool,
+    Parallelism,
+);
+
+impl Float for f64 {
+    const ZERO: f64 = 0.0;
+    const ONE: f64 = 1.0;
+    fn library() -> Product<f64> {
+        gemm_f64::gemm::f64::get_gemm_fn()
+    }
+}
+
+impl Float for f32 {
+    const ZERO: f32 = 0.0;
+    const ONE: f32 = 1.0;
+    fn library() -> Product<f32> {
+        gemm_f32::gemm::f32::get_gemm_fn()
+    }
 }
 
 /// A matrix: a pointer to its first element, and elements from row to row and from column to column.
@@ -98,14 +148,14 @@ impl Products {
         let right = self.matrix(&self.right, number);
         let output = self.matrix(&self.output, number);
         match dtype {
-            DType::F64 => self.product(left, right, output, 0.0f64, 1.0, threads),
-            DType::F32 => self.product(left, right, output, 0.0f32, 1.0, threads),
+            DType::F64 => self.product::<f64>(left, right, output, threads),
+            DType::F32 => self.product::<f32>(left, right, output, threads),
             DType::BF16 | DType::F16 => {
                 let (_left, left) = widen(left, (self.rows, self.depth), dtype, context)?;
                 let (_right, right) = widen(right, (self.depth, self.columns), dtype, context)?;
                 let wide = Aligned::<f32>::new(self.rows * self.columns)?;
                 let result = Matrix { data: wide.start().cast(), row: self.columns as isize, column: 1 };
-                self.product(left, right, result, 0.0f32, 1.0, threads);
+                self.product::<f32>(left, right, result, threads);
                 let back = Convert::back(dtype, context.isa);
                 // SAFETY: the output's elements are inside its buffer.
                 unsafe { convert(&back, result, 4, output, (self.rows, self.columns)) };
@@ -118,21 +168,26 @@ impl Products {
         Ok(())
     }
 
-    fn product<T: 'static>(
-        &self,
-        left: Matrix,
-        right: Matrix,
-        output: Matrix,
-        zero: T,
-        one: T,
-        threads: usize,
-    ) {
+    fn product<T: Float>(&self, left: Matrix, right: Matrix, output: Matrix, threads: usize) {
         let parallelism = if threads > 1 { Parallelism::Rayon(threads) } else { Parallelism::None };
-        // SAFETY: the matrices lie inside their buffers, and the output overlaps neither operand.
+        // The library wants the columns of its output side by side in memory: where rows are, it is given
+        // the transposed product, and where the contracted axis runs backwards, both operands turned round.
+        let by_columns = output.column.unsigned_abs() >= output.row.unsigned_abs();
+        let (output, mut left, mut right, rows, columns) = match by_columns {
+            true => (output, left, right, self.rows, self.columns),
+            false => (output.transposed(), right.transposed(), left.transposed(), self.columns, self.rows),
+        };
+        if left.column < 0 && self.depth > 0 {
+            let last = self.depth - 1;
+            left = Matrix { data: left.at::<T>(0, last).cast(), column: -left.column, ..left };
+            right = Matrix { data: right.at::<T>(last, 0).cast(), row: -right.row, ..right };
+        }
+        // SAFETY: the matrices lie inside their buffers, and the output, whose strides are positive,
+        // overlaps neither operand.
         unsafe {
-            gemm::gemm(
-                self.rows,
-                self.columns,
+            T::library()(
+                rows,
+                columns,
                 self.depth,
                 output.data.cast::<T>(),
                 output.column,
@@ -144,8 +199,8 @@ impl Products {
                 right.data.cast::<T>(),
                 right.column,
                 right.row,
-                zero,
-                one,
+                T::ZERO,
+                T::ONE,
                 false,
                 false,
                 false,
@@ -177,6 +232,10 @@ impl Products {
 }
 
 impl Matrix {
+    fn transposed(self) -> Matrix {
+        Matrix { row: self.column, column: self.row, ..self }
+    }
+
     fn at<T>(&self, row: usize, column: usize) -> *mut T {
         self.data.cast::<T>().wrapping_offset(row as isize * self.row + column as isize * self.column)
     }
@@ -195,7 +254,7 @@ fn widen(
     let result = Matrix { data: wide.start().cast(), row, column };
     let load = Convert::new(dtype, context.isa);
     let turned = |matrix: Matrix| match by_columns {
-        true => Matrix { row: matrix.column, column: matrix.row, ..matrix },
+        true => matrix.transposed(),
         false => matrix,
     };
     let extents = if by_columns { (columns, rows) } else { (rows, columns) };

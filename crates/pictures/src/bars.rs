@@ -5,7 +5,8 @@ use std::path::Path;
 use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
 
-use crate::{FONT, Result, colour, error, prepare};
+use crate::canvas::picture;
+use crate::{FONT, Result, colour};
 
 /// Bars that belong together.
 #[derive(Clone, Debug)]
@@ -21,14 +22,11 @@ pub struct Group {
 /// # Errors
 /// Where the file cannot be written.
 pub fn bar_chart(path: &Path, title: &str, y: &str, names: &[&str], groups: &[Group]) -> Result<()> {
-    prepare();
     let highest = groups.iter().flat_map(|group| &group.values).flatten().fold(0.0f64, |a, &b| a.max(b));
     let top = if highest > 0.0 { highest * 1.15 } else { 1.0 };
     let width = (160 + groups.len() as u32 * (40 + 44 * names.len() as u32)).max(640);
-    let draw = || -> std::result::Result<(), Box<dyn std::error::Error>> {
-        let area = BitMapBackend::new(path, (width, 560)).into_drawing_area();
-        area.fill(&WHITE)?;
-        let mut chart = ChartBuilder::on(&area)
+    picture(path, (width, 560), |area| {
+        let mut chart = ChartBuilder::on(area)
             .caption(title, (FONT, 20))
             .margin(16)
             .x_label_area_size(40)
@@ -67,8 +65,6 @@ pub fn bar_chart(path: &Path, title: &str, y: &str, names: &[&str], groups: &[Gr
             .border_style(RGBColor(200, 200, 200))
             .label_font((FONT, 13))
             .draw()?;
-        area.present()?;
         Ok(())
-    };
-    draw().map_err(|failure| error(path, failure))
+    })
 }

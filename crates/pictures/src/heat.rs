@@ -4,7 +4,8 @@ use std::path::Path;
 
 use plotters::prelude::*;
 
-use crate::{FONT, Result, error, prepare, range};
+use crate::canvas::picture;
+use crate::{FONT, Result, range};
 
 /// A named matrix.
 #[derive(Clone, Debug)]
@@ -34,14 +35,11 @@ pub fn heat_maps(
     per_row: usize,
     matrices: &[Matrix],
 ) -> Result<()> {
-    prepare();
     let (low, high) = range(matrices.iter().flat_map(|matrix| matrix.values.iter().copied()));
     let per_row = per_row.max(1);
     let lines = matrices.len().div_ceil(per_row).max(1);
     let size = (per_row as u32 * (SIDE + 50), 60 + lines as u32 * (SIDE + 60));
-    let draw = || -> std::result::Result<(), Box<dyn std::error::Error>> {
-        let whole = BitMapBackend::new(path, size).into_drawing_area();
-        whole.fill(&WHITE)?;
+    picture(path, size, |whole| {
         let caption = format!("{title}   (blue {low:.3}, red {high:.3})");
         let whole = whole.titled(&caption, (FONT, 18))?;
         for (area, matrix) in whole.split_evenly((lines, per_row)).iter().zip(matrices) {
@@ -75,10 +73,8 @@ pub fn heat_maps(
                 }
             }
         }
-        whole.present()?;
         Ok(())
-    };
-    draw().map_err(|failure| error(path, failure))
+    })
 }
 
 fn shade(value: f64, low: f64, high: f64) -> RGBColor {

@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 mod bars;
+mod canvas;
 mod heat;
 mod lines;
 

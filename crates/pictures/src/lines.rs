@@ -4,7 +4,8 @@ use std::path::Path;
 
 use plotters::prelude::*;
 
-use crate::{FONT, Result, colour, error, prepare, range};
+use crate::canvas::picture;
+use crate::{FONT, Result, colour, range};
 
 /// A curve with its name.
 #[derive(Clone, Debug)]
@@ -39,15 +40,12 @@ enum Mark {
 }
 
 fn chart(path: &Path, title: &str, x: &str, y: &str, series: &[Series], mark: Mark) -> Result<()> {
-    prepare();
     let points = || series.iter().flat_map(|series| &series.points);
     let (x_low, x_high) = range(points().map(|point| point.0));
     let (y_low, y_high) = range(points().map(|point| point.1));
     let room = 0.05 * (y_high - y_low);
-    let draw = || -> std::result::Result<(), Box<dyn std::error::Error>> {
-        let area = BitMapBackend::new(path, (960, 600)).into_drawing_area();
-        area.fill(&WHITE)?;
-        let mut chart = ChartBuilder::on(&area)
+    picture(path, (960, 600), |area| {
+        let mut chart = ChartBuilder::on(area)
             .caption(title, (FONT, 22))
             .margin(16)
             .x_label_area_size(44)
@@ -82,8 +80,6 @@ fn chart(path: &Path, title: &str, x: &str, y: &str, series: &[Series], mark: Ma
             .border_style(RGBColor(200, 200, 200))
             .label_font((FONT, 14))
             .draw()?;
-        area.present()?;
         Ok(())
-    };
-    draw().map_err(|failure| error(path, failure))
+    })
 }
