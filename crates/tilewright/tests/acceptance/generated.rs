@@ -81,7 +81,7 @@ fn moved(inputs: &[Array], seed: u64) -> Vec<Array> {
         DType::BF16 => 0.5f64.powi(7),
         DType::I64 | DType::I32 | DType::U8 | DType::Bool => 0.0,
     } * random.float(-1.0, 1.0);
-    let mut moved = |input: &Array| {
+    let moved = |input: &Array| {
         let ty = input.ty().clone();
         if !ty.dtype.is_float() {
             return input.clone();
@@ -92,7 +92,7 @@ fn moved(inputs: &[Array], seed: u64) -> Vec<Array> {
             elements.iter().flat_map(|&x| Scalar::Float(x).cast(dtype).to_bytes(dtype)).collect::<Vec<u8>>();
         Array::from_bytes(ty, &rounded)
     };
-    inputs.iter().map(|input| moved(input)).collect()
+    inputs.iter().map(moved).collect()
 }
 
 fn check(label: &str, graph: Graph, inputs: &[Array]) {
