@@ -4,7 +4,7 @@
 //! `device_bench BATCH HEADS LENGTH SIZE [bf16|f16|f32]`
 
 #[path = "../tests/kernels/case.rs"]
-#[allow(dead_code)]
+#[allow(dead_code, reason = "the example takes from the tests what it times, and not what they compare")]
 mod case;
 #[path = "../tests/kernels/table.rs"]
 mod table;
