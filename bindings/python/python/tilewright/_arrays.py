@@ -8,7 +8,7 @@ from typing import Any, Protocol, TypeVar, cast, runtime_checkable
 
 from tilewright import _native
 from tilewright._errors import DTypeError
-from tilewright._trace import arrays
+from tilewright._trace.indexing import index
 from tilewright._trace.operations import operation, record
 from tilewright._trace.region import Library, Value, refuse
 from tilewright._trace.types import LONG_NAMES
@@ -112,7 +112,7 @@ class Capture:
         """A read at traced indices; at other ones, a capture of that part, which is not copied."""
         items = position if isinstance(position, tuple) else (position,)
         if any(isinstance(item, Value) for item in items):
-            return arrays.index(self, items)
+            return index(self, items)
         # The ellipsis makes libraries give an array, and no number, where nothing is left of the axes.
         rest = () if any(item is Ellipsis for item in items) else (Ellipsis,)
         return Capture(cast(Any, self.array)[(*items, *rest)])

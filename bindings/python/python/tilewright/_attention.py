@@ -9,7 +9,8 @@ from typing import Any, Literal, TypeAlias, overload
 
 from tilewright import _native, _program
 from tilewright._arrays import LIBRARY, ArrayTraced, ArrayType
-from tilewright._errors import ArgumentError, ShapeError, TraceError
+from tilewright._errors import ArgumentError, TraceError
+from tilewright._scan import Order, axis_of, check_options, scan
 from tilewright._trace.region import Value, region_of
 from tilewright._transform import compile
 from tilewright._tree import flatten, unflatten
@@ -110,7 +111,16 @@ def _traced_attention(
     return (results["out"], results["lse"]) if return_lse else results["out"]
 
 
-def associative_scan(combine: Callable[[Any, Any], Any], xs: Any, axis: int, reverse: bool = False) -> Any:
+def associative_scan(
+    combine: Callable[[Any, Any], Any],
+    xs: Any,
+    axis: int,
+    reverse: bool = False,
+    *,
+    init: Any = None,
+    exclusive: bool = False,
+    segments: Any = None,
+) -> Any:
     """All prefixes of a fold along an axis, on arrays or within a function that is compiled or differentiated.
 
     Args:
@@ -118,32 +128,46 @@ def associative_scan(combine: Callable[[Any, Any], Any], xs: Any, axis: int, rev
         xs: an array, or a tree (tuples, lists, dictionaries) of arrays with one extent along ``axis``.
         axis: negative from the end.
         reverse: whether to run from the end.
+        init: a tree of slices that is combined in front of the first position (in reverse, of the last). With
+            ``segments`` it enters the segment that the first position goes on with, and is forgotten where one starts.
+        exclusive: whether position t holds the fold of ``init``, which must be given, and the positions before it.
+        segments: booleans with the extent of the axis, or with as many axes as the leaves up to ``axis`` (1 where all
+            positions share them): true where a segment starts, whose fold starts afresh.
 
     Returns:
         A tree like ``xs``.
+
+    Raises:
+        ShapeError, ArgumentError, DTypeError, TraceError: subclasses of ``TilewrightError``.
 
     >>> import numpy as np
     >>> a, b = np.full(4, 0.5), np.ones(4)
     >>> _, y = associative_scan(lambda l, r: (l[0] * r[0], r[0] * l[1] + r[1]), (a, b), axis=0)
     >>> y.tolist()
     [1.0, 1.5, 1.75, 1.875]
+    >>> starts = np.array([False, False, True, False])
+    >>> associative_scan(lambda l, r: l + r, b, axis=0, init=np.array(10.0), segments=starts).tolist()
+    [11.0, 12.0, 1.0, 2.0]
     """
     leaves, structure = flatten(xs)
-    if not leaves:
-        raise ArgumentError("xs: at least one array expected, an empty tree found")
-    if not any(isinstance(leaf, Value) for leaf in leaves):
-        return compile(lambda tree: associative_scan(combine, tree, axis, reverse))(xs)
-    graph = region_of(*leaves)
-    values = [graph.lift(leaf) for leaf in leaves]
-    rank = values[0].ndim
-    if not -rank <= axis < rank:
-        raise ArgumentError(f"axis: between {-rank} and {rank - 1} expected, {axis} found")
-    along = axis % rank
-    for i, value in enumerate(values):
-        if value.ndim <= along or value._shape[along] != values[0]._shape[along]:
-            raise ShapeError(
-                f"xs: leaf {i}: axis {along}: {values[0]._shape[along]} as leaf 0 expected, {list(value._shape)} found"
-            )
+    for i, leaf in enumerate(leaves):
+        if not isinstance(leaf, Value) and not LIBRARY.is_array(leaf):
+            raise ArgumentError(f"xs: leaf {i}: an array expected, a {type(leaf).__name__} found")
+    along = axis_of(leaves, axis, "axis")
+    check_options(init, exclusive, segments)
+    start: list[Any] = []
+    if init is not None:
+        start, found = flatten(init)
+        if found != structure:
+            raise ArgumentError("init: a tree like xs expected")
+    flags = [] if segments is None else [segments]
+
+    def whole(leaves: list[Any], start: list[Any], flags: list[Any]) -> Any:
+        graph = region_of(leaves, start, flags)
+        elements, first, starts = [[graph.lift(x) for x in part] for part in (leaves, start, flags)]
+        order = Order(along, reverse, exclusive)
+        results = scan(elements, flat, order, first if start else None, starts[0] if starts else None)
+        return unflatten(structure, results)
 
     def flat(left: list[Value], right: list[Value]) -> list[Any]:
         results, found = flatten(combine(unflatten(structure, left), unflatten(structure, right)))
@@ -151,9 +175,11 @@ def associative_scan(combine: Callable[[Any, Any], Any], xs: Any, axis: int, rev
             raise TraceError("combine returned another tree than its arguments have")
         return results
 
-    if values[0]._shape[along] == 0:
+    if leaves[0].shape[along] == 0:
         return xs
-    return unflatten(structure, _program.scan(values, flat, along, reverse))
+    if any(isinstance(operand, Value) for operand in (*leaves, *start, *flags)):
+        return whole(leaves, start, flags)
+    return compile(whole)(leaves, start, flags)
 
 
 def mask_picture(

@@ -17,6 +17,7 @@ from typing import Any
 from tilewright._errors import DTypeError, ShapeError, TraceError
 from tilewright._trace import arrays
 from tilewright._trace.elementwise import binary, broadcast, cast, compare, filled, unary
+from tilewright._trace.indexing import index
 from tilewright._trace.region import Library, Region, Value, refuse, user_line
 from tilewright._trace.types import is_float, score_kind
 
@@ -75,10 +76,10 @@ def attention(
         admitted = _one_value(mask, _run(mask_mod, _points(mask), "mask_mod"), "bool", "mask_mod")
 
     coordinates = [f"{name}: i32[]" for name in _COORDINATES]
-    inside = _capture_parameters(captures)
-    regions = _region_text("score", [f"%s: {kind}[]", *coordinates, *inside], score, [scored])
+    inside = capture_parameters(captures)
+    regions = region_text("score", [f"%s: {kind}[]", *coordinates, *inside], score, [scored])
     if admitted is not None:
-        regions += _region_text(" mask", [*coordinates, *inside], mask, [admitted])
+        regions += region_text(" mask", [*coordinates, *inside], mask, [admitted])
     rows = query._shape[:3]
     whole = (*rows, value._shape[3])
     types = {"out": (query.kind, whole), "lse": (kind, rows), "max": (kind, rows), "unrounded": (kind, whole)}
@@ -115,7 +116,7 @@ def score_matrix(
     one_hot = broadcast(cast(compare("eq", rows, columns), "f64"), (*shape, keys, keys))
     results = attention(query, key, one_hot, score_mod, mask_mod, 1.0)
     scores = binary("add", unary("log", results["out"]), arrays.unsqueeze(results["lse"], -1))
-    return text_of(graph, [arrays.index(scores, (batch, head))]), graph.inputs
+    return text_of(graph, [index(scores, (batch, head))]), graph.inputs
 
 
 def mask_text(library: Library, mask_mod: Callable[..., Any]) -> tuple[str, list[Any]]:
@@ -124,39 +125,7 @@ def mask_text(library: Library, mask_mod: Callable[..., Any]) -> tuple[str, list
     mask = Region(library, graph)
     admitted = _one_value(mask, _run(mask_mod, _points(mask), "mask_mod"), "bool", "mask_mod")
     coordinates = [f"{name}: i32[]" for name in _COORDINATES]
-    return _region_text("graph", [*coordinates, *_capture_parameters(mask.captures)], mask, [admitted]), graph.inputs
-
-
-def scan(
-    leaves: Sequence[Value],
-    combine: Callable[[list[Value], list[Value]], Sequence[Any]],
-    axis: int,
-    reverse: bool,
-) -> list[Value]:
-    """Writes a scan over ``leaves`` to their graph. ``combine`` is given, and gives, lists of leaves."""
-    graph = leaves[0].region
-    if graph.parent is not None:
-        raise refuse("a scan inside a score function, mask or combine", "call it in the function around")
-    region = Region(graph.library, graph)
-    slices = [leaf._shape[:axis] + leaf._shape[axis + 1 :] for leaf in leaves]
-    left = [region.parameter(f"%l{i}", leaf.kind, shape) for i, (leaf, shape) in enumerate(zip(leaves, slices))]
-    right = [region.parameter(f"%r{i}", leaf.kind, shape) for i, (leaf, shape) in enumerate(zip(leaves, slices))]
-    results = []
-    for i, (leaf, shape, result) in enumerate(zip(leaves, slices, combine(left, right))):
-        if not isinstance(result, Value) and not graph.library.is_array(result):
-            raise TraceError(f"combine_fn returned a {type(result).__name__} for leaf {i}, not an array")
-        lifted = region.lift(result)
-        if lifted.kind != leaf.kind or lifted._shape != shape:
-            raise TraceError(
-                f"combine_fn's leaf {i} has type {lifted.kind} and shape {list(lifted._shape)}, "
-                f"its argument has {leaf.kind} and {list(shape)}"
-            )
-        results.append(lifted)
-    parameters = [f"{value.name}: {value.written_type()}" for value in (*left, *right)]
-    body = _region_text("combine", [*parameters, *_capture_parameters(region.captures)], region, results)
-    attributes = f"leaves={len(leaves)} axis={axis} reverse={'true' if reverse else 'false'} {body}"
-    named = [(f"y{i}", leaf.kind, leaf._shape) for i, leaf in enumerate(leaves)]
-    return graph.emit_several(named, "associative_scan", [*leaves, *region.captures], attributes)
+    return region_text("graph", [*coordinates, *capture_parameters(mask.captures)], mask, [admitted]), graph.inputs
 
 
 def check_attention(query: Any, key: Any, value: Any, kinds: Sequence[str | None], grouped: bool) -> None:
@@ -183,11 +152,13 @@ def _points(region: Region) -> list[Value]:
     return [region.parameter(name, "i32") for name in _COORDINATES]
 
 
-def _capture_parameters(captures: Sequence[Value]) -> list[str]:
+def capture_parameters(captures: Sequence[Value]) -> list[str]:
+    """A region's parameters for what it captures."""
     return [f"%c{i}: {value.written_type()}" for i, value in enumerate(captures)]
 
 
-def _region_text(label: str, parameters: Sequence[str], region: Region, results: Sequence[Value]) -> str:
+def region_text(label: str, parameters: Sequence[str], region: Region, results: Sequence[Value]) -> str:
+    """The text of a region inside an operation."""
     names = ", ".join([value.name for value in results])
     return f"{label}({', '.join(parameters)}) -> ({names}) {{\n    {region.body()}\n  }}"
 
@@ -196,7 +167,9 @@ def _run(function: Callable[..., Any], arguments: Sequence[Value], what: str) ->
     try:
         return function(*arguments)
     except TypeError as error:
-        if isinstance(error, TraceError) or "positional argument" not in str(error):
+        # One that the call itself raised, not what the function does.
+        inside = error.__traceback__ is not None and error.__traceback__.tb_next is not None
+        if inside or isinstance(error, TraceError):
             raise
         raise TraceError(f"{what} is called with {len(arguments)} arguments: {error}") from error
 

@@ -1,4 +1,4 @@
-"""Operations on traced arrays as a whole: shapes, reductions, products, reads at traced indices."""
+"""Operations on traced arrays as a whole: shapes, reductions, products."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from tilewright._trace.elementwise import Operation, binary, broadcast, cast, common_shape, divide, together
-from tilewright._trace.region import Value, origin, refuse, region_of
+from tilewright._trace.elementwise import Operation, binary, broadcast, cast, common_shape, divide
+from tilewright._trace.region import Value, refuse, region_of
 from tilewright._trace.types import is_float
 
 
@@ -21,7 +21,7 @@ def _axes(x: Value, dim: Any) -> list[int]:
 def axis(dim: int, rank: int) -> int:
     """An axis, counted from the front."""
     if not -rank <= dim < rank:
-        raise TypeError(f"axis {dim} of an array with {rank} axes")
+        raise refuse(f"axis {dim} of an array with {rank} axes", f"name one between {-rank} and {rank - 1}")
     return dim % rank
 
 
@@ -83,7 +83,7 @@ def matmul(x: Any, y: Any) -> Value:
     kind = region.result_kind([x, y])
     a, b = region.lift(x, kind), region.lift(y, kind)
     if a.ndim == 0 or b.ndim == 0:
-        raise TypeError("both operands need at least one axis")
+        raise refuse("a matrix product of single numbers", "use * for them")
     if b.ndim == 1:
         axes = f"left_contract=[{a.ndim - 1}] right_contract=[0]"
         return region.emit("dot", [a, b], kind, a._shape[:-1], f"left_batch=[] right_batch=[] {axes}")
@@ -147,6 +147,15 @@ def expand(x: Value, *shape: Any) -> Value:
     return broadcast(x, tuple(x._shape[i - missing] if e == -1 else e for i, e in enumerate(extents)))
 
 
+def pad(x: Value, dim: int, low: int, high: int) -> Value:
+    """Zeros before and after the positions along one axis."""
+    before, after = ([amount if i == dim else 0 for i in range(x.ndim)] for amount in (low, high))
+    shape = tuple(extent + before[i] + after[i] for i, extent in enumerate(x._shape))
+    nothing = x.region.constant(0, x.kind)
+    attributes = f"low={before} high={after} interior={[0] * x.ndim}"
+    return x.region.emit("pad", [x, nothing], x.kind, shape, attributes)
+
+
 def concatenate(arrays: Sequence[Any], dim: int = 0) -> Value:
     """Arrays one after the other along an axis."""
     region = region_of(arrays)
@@ -162,71 +171,3 @@ def stack(arrays: Sequence[Any], dim: int = 0) -> Value:
     """Arrays side by side along a new axis."""
     region = region_of(arrays)
     return concatenate([unsqueeze(region.lift(array), dim) for array in arrays], dim)
-
-
-def index_list(x: Any, indices: Sequence[Any]) -> Value:
-    """``aten.index``: ``None`` stands for a whole axis."""
-    return index(x, tuple(slice(None) if item is None else item for item in indices))
-
-
-def select(x: Any, dim: int, position: Any) -> Value:
-    """One position along an axis."""
-    return index(x, (*([slice(None)] * axis(dim, x.ndim)), position))
-
-
-def index(array: Any, position: Any) -> Value:
-    """``array[position]``: traced or whole numbers for leading axes, then slices of the rest."""
-    items = position if isinstance(position, tuple) else (position,)
-    region = region_of(array, items)
-    x = region.lift(array)
-    if any(item is None for item in items):
-        raise refuse("`None` in an index of a traced value", "use unsqueeze on the result")
-    if any(item is Ellipsis for item in items):
-        at = next(i for i, item in enumerate(items) if item is Ellipsis)
-        items = (*items[:at], *([slice(None)] * (x.ndim - len(items) + 1)), *items[at + 1 :])
-    if len(items) > x.ndim:
-        raise refuse(f"an array with {x.ndim} axes is indexed with {len(items)}", "index at most every axis of the array")
-    leading = 0
-    while leading < len(items) and not isinstance(items[leading], slice):
-        leading += 1
-    if any(not isinstance(item, slice) for item in items[leading:]):
-        raise refuse(
-            "an index that follows a slice, as in `table[:, q]`",
-            "permute the array before the call, so that the axes that are indexed come first",
-        )
-    result = _gather(x, list(items[:leading])) if leading else x
-    slices = list(items[leading:])
-    if any(item != slice(None) for item in slices):
-        result = _slice(result, slices)
-    return result
-
-
-def _gather(x: Value, items: list[Any]) -> Value:
-    region = x.region
-    indices: list[Value] = []
-    for item in items:
-        if isinstance(item, (bool, float, str)):
-            raise refuse(f"a {type(item).__name__} as an index", "index with whole numbers or traced indices")
-        try:
-            position = region.lift(item)
-        except TypeError as error:
-            raise refuse(f"a {type(item).__name__} as an index", "index with whole numbers or traced indices") from error
-        if is_float(position.kind) or position.kind == "bool":
-            raise refuse(f"an index of type {position.kind}", "convert it to whole numbers: index.to(torch.int32)")
-        indices.append(position)
-    first = indices[0]
-    if any([other.kind != first.kind or other._shape != first._shape for other in indices]):
-        indices = together(indices)
-    shape = indices[0]._shape + x._shape[len(items) :]
-    return region.emit("gather", [x, *indices], x.kind, shape, origin())
-
-
-def _slice(x: Value, slices: list[slice]) -> Value:
-    slices = slices + [slice(None)] * (x.ndim - len(slices))
-    bounds = [item.indices(extent) for item, extent in zip(slices, x._shape)]
-    if any(step < 1 for _, _, step in bounds):
-        raise refuse("a slice with a negative step", "reverse the array before the call")
-    start, limit, step = ([bound[i] for bound in bounds] for i in range(3))
-    limit = [max(low, high) for low, high in zip(start, limit)]
-    shape = tuple(-(-(high - low) // by) for low, high, by in zip(start, limit, step))
-    return x.region.emit("slice", [x], x.kind, shape, f"start={start} limit={limit} step={step}")

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from tilewright._trace.region import Number, Region, Value, region_of
+from tilewright._trace.region import Number, Region, Value, refuse, region_of
 from tilewright._trace.types import CATEGORY, category_of, is_float
 
 Operation = Callable[..., Value]
@@ -33,7 +33,8 @@ def common_shape(shapes: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
         for axis, extent in enumerate(shape, rank - len(shape)):
             if extent != 1:
                 if common[axis] not in (1, extent):
-                    raise TypeError(f"shapes {' and '.join(str(list(s)) for s in shapes)} do not broadcast together")
+                    named = " and ".join(str(list(s)) for s in shapes)
+                    raise refuse(f"shapes {named} do not broadcast together", "index or sum the larger one")
                 common[axis] = extent
     return tuple(common)
 
@@ -140,7 +141,7 @@ def divide(x: Any, y: Any, *, rounding_mode: str | None = None) -> Value:
     if rounding_mode is None:
         return float_binary("div")(x, y)
     if rounding_mode not in ("floor", "trunc"):
-        raise TypeError(f"rounding_mode {rounding_mode!r} is not None, 'floor' or 'trunc'")
+        raise refuse(f"rounding_mode {rounding_mode!r}", "use None, 'floor' or 'trunc'")
     a, b = together([x, y])
     if is_float(a.kind):
         quotient = binary("div", a, b)
@@ -268,6 +269,17 @@ def softplus(x: Value, beta: float = 1.0, threshold: float = 20.0) -> Value:
 def log_sigmoid(x: Value) -> Value:
     """log(sigmoid(x))."""
     return unary("neg", softplus(unary("neg", x)))
+
+
+def leaky_relu(x: Value, negative_slope: float = 0.01, inplace: bool = False) -> Value:
+    """``x`` where it is positive, else a part of it."""
+    return where(compare("gt", x, 0), x, binary("mul", x, negative_slope))
+
+
+def elu(x: Value, alpha: float = 1.0, inplace: bool = False) -> Value:
+    """``x`` where it is positive, else α (eˣ − 1)."""
+    # The other side's exponential must not overflow: its gradient would be no number.
+    return where(compare("gt", x, 0), x, binary("mul", unary("expm1", binary("min", x, 0)), alpha))
 
 
 def log_add_exp(x: Any, y: Any) -> Value:

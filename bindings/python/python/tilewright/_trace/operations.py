@@ -7,7 +7,8 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from tilewright._trace import arrays, elementwise
+from tilewright._errors import TraceError
+from tilewright._trace import arrays, bits, elementwise, indexing
 from tilewright._trace.elementwise import (
     Operation,
     binary_of,
@@ -25,22 +26,22 @@ from tilewright._trace.elementwise import (
     unary,
     whole,
 )
-from tilewright._trace.region import Region, Value, refuse
+from tilewright._trace.region import Region, Value, refuse, region_of
 
 
 def _filled_like(number: int | None) -> Callable[..., Value]:
-    def operation(x: Value, value: Any = None, *, dtype: Any = None, **_: Any) -> Value:
+    def operation(x: Value, fill_value: Any = None, *, dtype: Any = None, **_: Any) -> Value:
         kind = x.kind if dtype is None else _kind(x.region, dtype)
-        return filled(x.region, value if number is None else number, kind, x._shape)
+        return filled(x.region, fill_value if number is None else number, kind, x._shape)
 
     return operation
 
 
 def _filled_new(number: int | None) -> Callable[..., Value]:
-    def operation(x: Value, shape: Any, value: Any = None, *, dtype: Any = None, **_: Any) -> Value:
+    def operation(x: Value, size: Any, fill_value: Any = None, *, dtype: Any = None, **_: Any) -> Value:
         kind = x.kind if dtype is None else _kind(x.region, dtype)
-        extents = (shape,) if isinstance(shape, int) else tuple(shape)
-        return filled(x.region, value if number is None else number, kind, extents)
+        extents = (size,) if isinstance(size, int) else tuple(size)
+        return filled(x.region, fill_value if number is None else number, kind, extents)
 
     return operation
 
@@ -52,7 +53,7 @@ def _new_tensor(x: Value, value: Any, dtype: Any = None, **_: Any) -> Value:
 def _kind(region: Region, dtype: object) -> str:
     kind = region.library.parse_kind(dtype)
     if kind is None:
-        raise TypeError(f"{dtype!r} is no element type")
+        raise refuse(f"{dtype!r} as an element type", "name one of the library's float, integer or bool types")
     return kind
 
 
@@ -91,6 +92,21 @@ def _relu(x: Value, inplace: bool = False) -> Value:
     return elementwise.clamp(x, min=0)
 
 
+def _is_in(x: Any, among: Any) -> Value:
+    region = region_of(x, among)
+    each = arrays.reshape(region.lift(among), -1)
+    return arrays.reduce("max", elementwise.compare("eq", arrays.unsqueeze(region.lift(x), -1), each), -1)
+
+
+def _linear(x: Any, weight: Any, bias: Any = None) -> Value:
+    product = arrays.matmul(x, arrays.transpose(region_of(x, weight).lift(weight), -1, -2))
+    return product if bias is None else elementwise.binary("add", product, bias)
+
+
+def _embedding(indices: Any, weight: Any, *_options: Any, **_named: Any) -> Value:
+    return indexing.index(weight, indices)
+
+
 _ADD, _SUB, _MUL, _REM = (binary_of(op) for op in ("add", "sub", "mul", "rem"))
 _AND, _OR, _XOR = (binary_of(op) for op in ("and", "or", "xor"))
 
@@ -108,12 +124,16 @@ OPERATIONS: dict[str, Operation] = {
     "equal": compare_of("eq"), "not_equal": compare_of("ne"), "greater": compare_of("gt"),
     "greater_equal": compare_of("ge"), "less": compare_of("lt"), "less_equal": compare_of("le"),
     "isnan": lambda x: elementwise.compare("ne", x, x), "isinf": _is_infinite,
+    "isfinite": lambda x: elementwise.compare("lt", unary("abs", x), math.inf), "isin": _is_in,
 
     "logical_and": logical_of("and"), "logical_or": logical_of("or"), "logical_xor": logical_of("xor"),
     "logical_not": lambda x: unary("not", x, "bool"),
     "bitwise_not": lambda x: unary("not", x), "invert": lambda x: unary("not", x),
     "bitwise_and": _AND, "bitwise_or": _OR, "bitwise_xor": _XOR, "and": _AND, "or": _OR, "xor": _XOR,
     "rand": reflected(_AND), "ror": reflected(_OR), "rxor": reflected(_XOR),
+    "bitwise_left_shift": bits.left_shift, "lshift": bits.left_shift, "left_shift": bits.left_shift,
+    "bitwise_right_shift": bits.right_shift, "rshift": bits.right_shift, "right_shift": bits.right_shift,
+    "rlshift": reflected(bits.left_shift), "rrshift": reflected(bits.right_shift),
 
     "add": _ADD, "radd": reflected(_ADD), "sub": _SUB, "subtract": _SUB,
     "rsub": lambda x, y, alpha=1: elementwise.binary("sub", y, x, alpha=alpha),
@@ -133,7 +153,9 @@ OPERATIONS: dict[str, Operation] = {
     "clamp": elementwise.clamp, "clip": elementwise.clamp, "clamp_min": _clamp_min, "clamp_max": _clamp_max,
     "where": elementwise.where, "masked_fill": elementwise.masked_fill,
     "relu": _relu, "silu": elementwise.silu, "gelu": elementwise.gelu, "softplus": elementwise.softplus,
-    "logsigmoid": elementwise.log_sigmoid,
+    "logsigmoid": elementwise.log_sigmoid, "log_sigmoid": elementwise.log_sigmoid,
+    "leaky_relu": elementwise.leaky_relu, "elu": elementwise.elu,
+    "linear": _linear, "embedding": _embedding,
 
     "max": arrays.extremum("max"), "min": arrays.extremum("min"),
     "amax": arrays.reduce_of("max"), "amin": arrays.reduce_of("min"), "prod": arrays.reduce_of("prod"),
@@ -149,7 +171,7 @@ OPERATIONS: dict[str, Operation] = {
     "squeeze": arrays.squeeze, "expand": arrays.expand, "broadcast_to": arrays.expand,
     "expand_as": lambda x, other: broadcast(x, tuple(other.shape)),
     "cat": arrays.concatenate, "concat": arrays.concatenate, "concatenate": arrays.concatenate, "stack": arrays.stack,
-    "index": arrays.index_list, "flex_index": arrays.index_list, "getitem": arrays.index, "select": arrays.select,
+    "index": indexing.index_list, "flex_index": indexing.index_list, "getitem": indexing.index, "select": indexing.select,
 
     "zeros_like": _filled_like(0), "ones_like": _filled_like(1), "full_like": _filled_like(None),
     "new_zeros": _filled_new(0), "new_ones": _filled_new(1), "new_full": _filled_new(None), "new_tensor": _new_tensor,
@@ -179,4 +201,6 @@ def record(operation: Operation | None, name: str, args: tuple[Any, ...], kwargs
     try:
         return operation(*args, **{_KEYWORDS.get(key, key): value for key, value in kwargs.items()})
     except TypeError as error:
+        if isinstance(error, TraceError):
+            raise
         raise refuse(f"{name}: {error}", "call it as its documentation says") from error

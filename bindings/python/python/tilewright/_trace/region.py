@@ -8,15 +8,26 @@ from __future__ import annotations
 
 import functools
 import math
+import numbers
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 from tilewright._errors import TraceError
 from tilewright._trace.types import CATEGORY, category_of, promote
 
 Number: TypeAlias = "bool | int | float"
+
+
+def number_of(value: Any) -> Number | None:
+    """A number as Python's own, also of NumPy's types; ``None`` for anything else."""
+    if isinstance(value, (bool, int, float)):
+        return value
+    if isinstance(value, numbers.Real) and hasattr(value, "item"):
+        return cast(Number, cast(Any, value).item())
+    return None
+
 
 #: Operations whose text must say the type of the result.
 _TYPED = frozenset(("cast", "broadcast", "reshape", "iota"))
@@ -196,7 +207,10 @@ class Region:
         elif self.library.is_array(value):
             lifted = self.capture(value)
         else:
-            raise TypeError(f"a {type(value).__name__} is no array or number")
+            number = number_of(value)
+            if number is None:
+                raise _no_operand(value)
+            return self.constant(number, kind or self._number_kind(number))
         return lifted if kind is None or lifted.kind == kind else self.emit("cast", [lifted], kind, lifted._shape)
 
     def _number_kind(self, number: Number) -> str:
@@ -204,7 +218,11 @@ class Region:
 
     def kind_of(self, value: Any) -> str:
         """The element type of a traced value or array."""
-        return value.kind if isinstance(value, Value) else self.library.kind_of(value)
+        if isinstance(value, Value):
+            return value.kind
+        if not self.library.is_array(value):
+            raise _no_operand(value)
+        return self.library.kind_of(value)
 
     def result_kind(self, values: Sequence[Any]) -> str:
         """PyTorch's promotion: by category, and in a category arrays come before rank-0 values, those before numbers."""
@@ -212,8 +230,9 @@ class Region:
         scalars: str | None = None
         category = 0
         for value in values:
-            if isinstance(value, (bool, int, float)):
-                category = max(category, category_of(value))
+            number = number_of(value)
+            if number is not None:
+                category = max(category, category_of(number))
                 continue
             kind = self.kind_of(value)
             if value.ndim > 0:
@@ -241,8 +260,15 @@ def region_of(*values: Any) -> Region:
             if isinstance(item, Value) and (found is None or _encloses(found, item.region)):
                 found = item.region
     if found is None:
-        raise TypeError("no traced value among the arguments")
+        raise refuse(
+            "a function for traced values is called without one",
+            "call it inside a function that is traced; outside of one, use your array library's own",
+        )
     return found
+
+
+def _no_operand(value: Any) -> TraceError:
+    return refuse(f"a {type(value).__name__} where an array or a number is expected", "convert it before the call")
 
 
 def _encloses(outer: Region, inner: Region) -> bool:

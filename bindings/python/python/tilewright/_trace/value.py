@@ -7,7 +7,7 @@ from typing import Any
 from typing_extensions import Self
 
 from tilewright._errors import TraceError
-from tilewright._trace import arrays, elementwise
+from tilewright._trace import arrays, bits, elementwise, indexing
 from tilewright._trace.elementwise import binary, compare, unary
 from tilewright._trace.operations import OPERATIONS, record
 from tilewright._trace.region import Value, refuse, user_line
@@ -89,7 +89,7 @@ class Traced(Value):
         return id(self)
 
     def __getitem__(self, position: Any) -> Self:
-        return self._own(arrays.index(self, position))
+        return self._own(indexing.index(self, position))
 
     def __add__(self, other: Operand) -> Self:
         return self._own(binary("add", self, other))
@@ -168,6 +168,18 @@ class Traced(Value):
 
     def __rxor__(self, other: Operand) -> Self:
         return self._own(binary("xor", other, self))
+
+    def __lshift__(self, other: Operand) -> Self:
+        return self._own(bits.left_shift(self, other))
+
+    def __rlshift__(self, other: Operand) -> Self:
+        return self._own(bits.left_shift(other, self))
+
+    def __rshift__(self, other: Operand) -> Self:
+        return self._own(bits.right_shift(self, other))
+
+    def __rrshift__(self, other: Operand) -> Self:
+        return self._own(bits.right_shift(other, self))
 
     def __eq__(self, other: object) -> Any:
         return compare("eq", self, other)

@@ -55,7 +55,14 @@ _OPTIONS: dict[str, Any] = {
 
 
 def associative_scan(
-    combine: Callable[[Any, Any], Any], leaves: list[Tensor], structure: Any, axis: int, reverse: bool
+    combine: Callable[[Any, Any], Any],
+    leaves: list[Tensor],
+    structure: Any,
+    axis: int,
+    reverse: bool,
+    init: list[Tensor] | None,
+    exclusive: bool,
+    segments: Tensor | None,
 ) -> list[Tensor]:
     """The call as Dynamo sees it: the function, called once on slices, and a node that says what is to become of it.
 
@@ -69,7 +76,9 @@ def associative_scan(
 
     slices = [leaf.select(axis, position) for position in (0, -1) for leaf in leaves]
     results = wrap(flat, *slices)
-    scanned: list[Tensor] = torch.ops.tilewright.scan([*slices, *results], leaves, axis, reverse)
+    scanned: list[Tensor] = torch.ops.tilewright.scan(
+        [*slices, *results], leaves, axis, reverse, init or [], exclusive, segments
+    )
     return scanned
 
 
@@ -82,7 +91,7 @@ class ReplaceCalls(CustomGraphPass):
 
     def uuid(self) -> str:
         """Changes when the pass does."""
-        return f"tilewright-{_native.__version__}-2"
+        return f"tilewright-{_native.__version__}-3"
 
 
 def install() -> None:

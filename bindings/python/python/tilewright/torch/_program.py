@@ -13,6 +13,8 @@ from torch import Tensor
 
 from tilewright import _program
 from tilewright._errors import TraceError
+from tilewright._scan import Order
+from tilewright._scan import scan as write_scan
 from tilewright._trace.region import Region, Value
 from tilewright._trace.types import score_kind
 from tilewright.torch._reads import Reads, reads, watched
@@ -86,10 +88,12 @@ def scan(
     leaves: Sequence[Tensor],
     unflatten: Callable[[Sequence[Any]], Any],
     flatten: Callable[[Any], tuple[list[Any], Any]],
-    axis: int,
-    reverse: bool,
+    order: Order,
+    init: Sequence[Tensor] | None = None,
+    segments: Tensor | None = None,
 ) -> Program:
-    """The program of a scan over ``leaves``."""
+    """The program of a scan over ``leaves``; its inputs are they, then ``init`` and ``segments`` where they are given."""
+    operands = [*leaves, *(init or ()), *([] if segments is None else [segments])]
 
     def flat(left: list[Value], right: list[Value]) -> list[Any]:
         tree = unflatten(left)
@@ -100,13 +104,16 @@ def scan(
 
     def trace() -> Program:
         graph = Region(LIBRARY)
-        results = _program.scan([graph.input(leaf) for leaf in leaves], flat, axis, reverse)
-        return _program.text_of(graph, results), graph.inputs[len(leaves) :]
+        values = [graph.input(operand) for operand in operands]
+        elements, rest = values[: len(leaves)], values[len(leaves) :]
+        flags = None if segments is None else rest.pop()
+        results = write_scan(elements, flat, order, None if init is None else rest, flags)
+        return _program.text_of(graph, results), graph.inputs[len(operands) :]
 
-    shapes = [(leaf.dtype, leaf.shape) for leaf in leaves]
+    shapes = [(operand.dtype, operand.shape) for operand in operands]
     structure = flatten(unflatten(range(len(leaves))))[1]
-    call = (axis, reverse, structure, *shapes)
-    return _as_inputs(_remembered(reads((combine,), leaves), call, trace))
+    call = (order, init is None, segments is None, structure, *shapes)
+    return _as_inputs(_remembered(reads((combine,), operands), call, trace))
 
 
 def mask(mask_mod: MaskMod) -> Program:
@@ -128,6 +135,7 @@ def result_shapes(program: str, inputs: Sequence[Tensor]) -> list[tuple[torch.dt
 
 
 def _result_shape(name: str, inputs: Sequence[Tensor]) -> tuple[torch.dtype, tuple[int, ...]]:
+    name = name.partition("_")[0]
     if name.startswith("y"):
         leaf = inputs[int(name[1:])]
         return leaf.dtype, tuple(leaf.shape)

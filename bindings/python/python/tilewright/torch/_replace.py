@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Iterable
-from typing import Any, cast
+from typing import Any, TypeAlias, cast
 
 import torch
 from torch import Tensor, fx
@@ -17,6 +17,7 @@ from torch._higher_order_ops.flex_attention import flex_attention as flex_attent
 from torch.fx.node import map_arg
 
 from tilewright._errors import ArgumentError
+from tilewright._scan import Order
 from tilewright._trace.region import Value
 from tilewright.torch import _operator as _operator  # registers the operator
 from tilewright.torch import _program
@@ -158,14 +159,17 @@ def _is_noop(module: fx.GraphModule) -> bool:
 
 _SCAN = "tilewright::scan"
 
-torch.library.define(_SCAN, "(Tensor[] slices, Tensor[] leaves, int axis, bool reverse) -> Tensor[]")
+torch.library.define(
+    _SCAN,
+    "(Tensor[] slices, Tensor[] leaves, int axis, bool reverse, Tensor[] init, bool exclusive, Tensor? segments) -> Tensor[]",
+)
 
 
-def _scan_fake(slices: list[Tensor], leaves: list[Tensor], axis: int, reverse: bool) -> list[Tensor]:
+def _scan_fake(slices: list[Tensor], leaves: list[Tensor], *_options: Any) -> list[Tensor]:
     return [leaf.new_empty(leaf.shape) for leaf in leaves]
 
 
-def _scan_alone(slices: list[Tensor], leaves: list[Tensor], axis: int, reverse: bool) -> list[Tensor]:
+def _scan_alone(*_arguments: Any) -> list[Tensor]:
     raise ArgumentError("associative_scan: under torch.compile, the backend 'inductor' is needed")
 
 
@@ -175,7 +179,7 @@ torch.library.register_fake(_SCAN, _scan_fake)
 
 def _replace_scan(graph: fx.Graph, node: fx.Node) -> None:
     """Replaces a scan that ``_compile.associative_scan`` left: what its function gave for the slices, as nodes."""
-    slices, leaves, axis, reverse = cast("tuple[list[fx.Node], list[fx.Node], int, bool]", node.args)
+    slices, leaves, axis, reverse, init, exclusive, segments = cast("_ScanArguments", node.args)
     count = len(leaves)
     points, results = slices[: 2 * count], slices[2 * count :]
     captures = _Captures(graph)
@@ -196,8 +200,14 @@ def _replace_scan(graph: fx.Graph, node: fx.Node) -> None:
         return [value(result) for result in results]
 
     with graph.inserting_before(node):
-        scanned = _scan(graph, leaves, function, captures, axis, reverse)
+        scanned = _scan(graph, leaves, function, captures, Order(axis, reverse, exclusive), init, segments)
     _substitute(graph, node, scanned)
+
+
+#: What ``tilewright::scan`` is given, as nodes.
+_ScanArguments: TypeAlias = (
+    "tuple[list[fx.Node], list[fx.Node], int, bool, list[fx.Node], bool, fx.Node | None]"
+)
 
 
 def _scan(
@@ -205,12 +215,22 @@ def _scan(
     leaves: list[fx.Node],
     combine: Callable[[list[Value], list[Value]], list[Any]],
     captures: _Captures,
-    axis: int,
-    reverse: bool,
+    order: Order,
+    init: list[fx.Node] | None = None,
+    segments: fx.Node | None = None,
 ) -> list[fx.Node]:
-    examples = [_example(leaf) for leaf in leaves]
-    program, read = _program.scan(combine, examples, list, lambda flat: (list(flat), len(leaves)), axis, reverse)
-    call = _call(graph, [*leaves, *map(captures.node, read)], program)
+    operands = [*leaves, *(init or ()), *([] if segments is None else [segments])]
+    start = [_example(leaf) for leaf in init] if init else None
+    program, read = _program.scan(
+        combine,
+        [_example(leaf) for leaf in leaves],
+        list,
+        lambda flat: (list(flat), len(leaves)),
+        order,
+        start,
+        None if segments is None else _example(segments),
+    )
+    call = _call(graph, [*operands, *map(captures.node, read)], program)
     return [graph.call_function(_pick, (call, i)) for i in range(len(leaves))]
 
 
@@ -225,7 +245,8 @@ def _replace_torchs_scan(graph: fx.Graph, node: fx.Node) -> None:
     captures = _Captures(graph)
     function = _function(graph, combine, captured, captures)
     with graph.inserting_before(node):
-        scanned = _scan(graph, sources, lambda left, right: list(function(*left, *right)), captures, axis, reverse)
+        order = Order(axis, reverse)
+        scanned = _scan(graph, sources, lambda left, right: list(function(*left, *right)), captures, order)
         moved = [graph.call_function(torch.movedim, (result, axis, 0)) for result in scanned]
     if reverse:
         moved = [_unflipped(graph, node, i, result) for i, result in enumerate(moved)]
