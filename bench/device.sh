@@ -30,6 +30,9 @@ nvidia-smi --query-gpu=name,driver_version --format=csv,noheader
 # The tests of what kernels compute; the machine has no project to read golden files from.
 step tests ./kernels attention:: whole_plans:: --test-threads 1
 tail -n 40 "$logs/tests.log"
+# Arrays and whole programs by the public functions.
+step devices ./devices
+tail -n 20 "$logs/devices.log"
 if command -v compute-sanitizer > /dev/null; then
     for tool in memcheck racecheck; do
         step "$tool" timeout 240 compute-sanitizer --tool "$tool" --error-exitcode 9 \

@@ -1,4 +1,4 @@
-//! Trains a small language model on the bytes of real text, by one compiled function, on the CPU.
+//! Trains a small language model on the bytes of real text, by one compiled function, on the CPU or a GPU.
 //!
 //! `cargo run --release --example language_model`: by default on this repository's own source. The model has no
 //! position embedding: what it knows of order is one bias for each layer, head and distance, which begins as a
@@ -17,6 +17,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use clap::Parser;
 
 use data::{Text, trigram_bits_per_byte};
+use tilewright::Device;
 use tilewright_examples::gpt::{Config, Kind};
 use training::{Outcome, Run, train};
 
@@ -54,6 +55,12 @@ pub struct Arguments {
     /// Seed of weights, data order and sampling.
     #[arg(long, default_value_t = 1)]
     seed: u64,
+    /// Where it runs: `cpu`, `cuda`, `cuda:1`, …
+    #[arg(long, default_value = "cpu")]
+    device: Device,
+    /// Writes where the time of a step goes, for a trace viewer (Chrome's or Perfetto).
+    #[arg(long)]
+    trace: Option<PathBuf>,
     /// Prints what the training step was compiled to.
     #[arg(long)]
     explain: bool,
@@ -75,6 +82,7 @@ fn run(arguments: &Arguments) -> Result<(), Box<dyn std::error::Error>> {
     let asked = stop.clone();
     ctrlc::set_handler(move || asked.store(true, Ordering::Relaxed))?;
     std::fs::create_dir_all(&arguments.out)?;
+    arguments.device.check()?;
 
     let repository =
         Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the examples stand in the repository");

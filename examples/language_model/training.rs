@@ -54,7 +54,8 @@ pub fn train(run: &Run) -> Result<Option<Outcome>> {
         let rate = cosine(adam.step, rate, steps / 20 + 1, steps);
         let (model, adam) = adamw(rate).betas(0.9, 0.95).weight_decay(0.05).update(model, adam, gradient);
         (loss, model, adam)
-    });
+    })
+    .on(arguments.device);
 
     let mut state = start(run, &file)?;
     let mut losses = state.losses.to_vec::<f32>()?;
@@ -94,10 +95,20 @@ pub fn train(run: &Run) -> Result<Option<Outcome>> {
     let seconds = begun.elapsed().as_secs_f64();
     let tokens = (steps - done) * arguments.batch * config.context;
     println!("{name}: {} steps in {seconds:.1} s, {:.0} tokens/s", steps - done, tokens as f64 / seconds);
-    if arguments.explain {
+    if arguments.explain || arguments.trace.is_some() {
         let windows =
             Array::new([arguments.batch, length], &text.batch(arguments.seed, 0, arguments.batch, length))?;
-        println!("{}\n{}", step.explain(), step.profile((&state.model, &state.adam, &windows))?);
+        let profile = step.profile((&state.model, &state.adam, &windows))?;
+        if arguments.explain {
+            println!("{}\n{profile}", step.explain());
+        }
+        if let Some(path) = &arguments.trace {
+            let failed = |error: std::io::Error| tilewright::ErrorKind::File {
+                path: path.display().to_string(),
+                message: error.to_string(),
+            };
+            std::fs::write(path, profile.to_chrome_trace()).map_err(|error| Error::new(failed(error)))?;
+        }
     }
 
     save(arguments.out.join(format!("{name}.safetensors")), &state.model)?;
@@ -109,12 +120,13 @@ pub fn train(run: &Run) -> Result<Option<Outcome>> {
 /// Fresh weights, or those of the checkpoint.
 fn start(run: &Run, file: &PathBuf) -> Result<Checkpoint<Array>> {
     let Run { config, arguments, .. } = run;
-    let initialise = compile(|seed: Tensor| Gpt::new(config, &Key::new(seed)));
+    let initialise = compile(|seed: Tensor| Gpt::new(config, &Key::new(seed))).on(arguments.device);
     let model = initialise.call(&Array::scalar(arguments.seed as i64))?;
     let adam = AdamState::new(&model)?;
     let losses = Array::new([arguments.steps], &vec![f32::NAN; arguments.steps])?;
     let fresh = Checkpoint { model, adam, losses };
-    if arguments.resume && file.exists() { load(file, &fresh) } else { Ok(fresh) }
+    let state = if arguments.resume && file.exists() { load(file, &fresh)? } else { fresh };
+    to_device(&state, arguments.device)
 }
 
 /// Mean bits per byte of the held-out text, on windows that do not overlap.
@@ -122,7 +134,8 @@ fn evaluate(run: &Run, model: &Gpt<Array>) -> Result<f64> {
     let Run { config, text, arguments, .. } = run;
     let heads = config.heads;
     let length = config.context + 1;
-    let bits = compile(|(model, windows): (Gpt<Tensor>, Tensor)| model.bits(&windows, heads).mean(..));
+    let bits = compile(|(model, windows): (Gpt<Tensor>, Tensor)| model.bits(&windows, heads).mean(..))
+        .on(arguments.device);
     let count = (text.held_out.len() / length).clamp(1, if arguments.quick { 16 } else { 160 });
     let windows = text.held_out_windows(count, length);
     let (mut total, mut measured) = (0.0, 0);
@@ -142,7 +155,8 @@ fn sample(run: &Run, model: &Gpt<Array>) -> Result<String> {
     let next = compile(|(model, window, last): (Gpt<Tensor>, Tensor, Tensor)| {
         let logits = model.logits(&window, heads);
         (logits.index(0, 0).at([last]) / 0.7).softmax(-1)
-    });
+    })
+    .on(arguments.device);
     let mut random = Splitmix(arguments.seed);
     let mut bytes: Vec<i32> = "/// Returns the ".bytes().map(i32::from).collect();
     let wanted = bytes.len() + if arguments.quick { 16 } else { 240 };

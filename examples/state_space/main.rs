@@ -1,4 +1,4 @@
-//! Trains a small state-space model to read handwritten digits pixel by pixel, on the CPU.
+//! Trains a small state-space model to read handwritten digits pixel by pixel, on the CPU or a GPU.
 //!
 //! First `python3 examples/state_space/fetch_digits.py target/digits.csv`, then
 //! `cargo run --release --example state_space`. Reports the accuracy beside that of logistic regression on the same
@@ -36,6 +36,9 @@ struct Arguments {
     /// Layers of the model.
     #[arg(long, default_value_t = 3)]
     layers: usize,
+    /// Where it runs: `cpu`, `cuda`, `cuda:1`, …
+    #[arg(long, default_value = "cpu")]
+    device: Device,
     /// Seed of weights, split and batches.
     #[arg(long, default_value_t = 1)]
     seed: u64,
@@ -56,11 +59,12 @@ fn main() -> ExitCode {
 
 fn run(arguments: &Arguments) -> std::result::Result<(), Box<dyn std::error::Error>> {
     std::fs::create_dir_all(&arguments.out)?;
+    arguments.device.check()?;
     let (training, test) = data::read(&arguments.data, arguments.seed)?;
     println!("{} images to learn from, {} to test on", training.len(), test.len());
 
     let config = Config { layers: arguments.layers, width: 48, state: 32 };
-    let initialise = compile(|seed: Tensor| Model::new(&config, &Key::new(seed)));
+    let initialise = compile(|seed: Tensor| Model::new(&config, &Key::new(seed))).on(arguments.device);
     let start = initialise.call(&Array::scalar(arguments.seed as i64))?;
     let initial = eigenvalues(&start)?;
     let (model, curve) =
@@ -125,7 +129,8 @@ fn fit<M, A>(
 ) -> Result<(A, Vec<(f64, f64)>)>
 where
     M: tilewright::TensorTree + tilewright::tree::MapLeaves<Tensor, Array, Output = A>,
-    A: tilewright::tree::MapLeaves<Array, Tensor, Output = M>,
+    A: tilewright::tree::MapLeaves<Array, Tensor, Output = M>
+        + tilewright::tree::MapLeaves<Array, Array, Output = A>,
 {
     let steps = arguments.steps;
     let step = compile(|(model, adam, pixels, digits): (M, AdamState<Tensor>, Tensor, Tensor)| {
@@ -134,12 +139,13 @@ where
         let rate = cosine(adam.step, rate, steps / 20 + 1, steps);
         let (model, adam) = adamw(rate).weight_decay(0.02).update(model, adam, gradient);
         (loss, model, adam)
-    });
+    })
+    .on(arguments.device);
     let bar = ProgressBar::new(steps as u64);
     let style = "{prefix:>11} [{bar:32}] {pos}/{len}  {msg}  {eta} left";
     bar.set_style(ProgressStyle::with_template(style).expect("the template is sound").progress_chars("=> "));
     bar.set_prefix(name);
-    let mut state = (AdamState::new(&start)?, start);
+    let mut state = to_device(&(AdamState::new(&start)?, start), arguments.device)?;
     let mut curve = Vec::new();
     let begun = Instant::now();
     for number in 0..steps {

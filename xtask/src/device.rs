@@ -19,9 +19,16 @@ pub fn pack() -> Outcome {
     let package = ["--release", "--package", "tilewright-cuda"];
     cargo(&[&["build", "--quiet", "--example", "device_bench"], &package[..]].concat())?;
     let tests = built(&[&["test", "--no-run", "--test", "kernels"], &package[..]].concat())?;
+    let devices = ["test", "--no-run", "--test", "devices", "--release", "--package", "tilewright"];
+    let devices = built(&devices)?;
     let bench = tests.parent().and_then(Path::parent).map(|release| release.join("examples/device_bench"));
     let bench = bench.ok_or("the test binary is in no folder")?;
-    let files = [(tests, "kernels"), (bench, "device_bench"), (root().join("bench/device.sh"), "device.sh")];
+    let files = [
+        (tests, "kernels"),
+        (devices, "devices"),
+        (bench, "device_bench"),
+        (root().join("bench/device.sh"), "device.sh"),
+    ];
     let mut bytes = 0;
     for (from, name) in files {
         let to = folder.join(name);

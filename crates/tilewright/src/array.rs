@@ -4,13 +4,17 @@ use std::fmt;
 use std::sync::Arc;
 
 use tilewright_cpu::memory::Aligned;
+use tilewright_cuda::driver::DeviceMemory;
 use tilewright_ir::element_count;
 use tilewright_schedule::Layout;
 use tilewright_trace::tree::{Entry, MapLeaves, Mapper, Path, Tree, Visitor};
 
-use crate::{DType, Element, Error, Result, Type};
+use crate::{DType, Device, Element, Error, Result, Type};
 
-/// An array: element type, shape, and shared elements that never change. Cloning is cheap.
+/// An array: element type, shape, and shared elements that never change, on some device. Cloning is cheap.
+///
+/// What a program on a GPU computes stays there, and the program may still be running when its results are handed
+/// out. Reading elements waits for the device, and reports what went wrong there since it was last waited for.
 ///
 /// ```
 /// use tilewright::Array;
@@ -24,7 +28,13 @@ pub struct Array {
     ty: Type,
     /// Elements between neighbours along each axis, and the element at the origin.
     layout: Layout,
-    data: Arc<Aligned<u8>>,
+    data: Arc<Data>,
+}
+
+/// Where elements are.
+enum Data {
+    Host(Aligned<u8>),
+    Device(DeviceMemory),
 }
 
 /// The layout of a packed array in row-major order.
@@ -131,7 +141,7 @@ impl Array {
     pub(crate) fn filled(ty: Type, fill: impl FnOnce(&mut [u8])) -> Result<Array> {
         let mut data = Aligned::new(ty.bytes())?;
         fill(&mut data);
-        Ok(Array { layout: packed(&ty.shape), ty, data: Arc::new(data) })
+        Ok(Array { layout: packed(&ty.shape), ty, data: Arc::new(Data::Host(data)) })
     }
 
     /// Packed arrays of the given types whose bytes, zero at first, `fill` writes.
@@ -146,9 +156,61 @@ impl Array {
         let array = |(ty, data): (&Type, Aligned<u8>)| Array {
             ty: ty.clone(),
             layout: packed(&ty.shape),
-            data: Arc::new(data),
+            data: Arc::new(Data::Host(data)),
         };
         Ok(types.iter().zip(data).map(array).collect())
+    }
+
+    /// Packed arrays of the given types that lie in device memory.
+    pub(crate) fn on_device(types: &[Type], memory: Vec<DeviceMemory>) -> Vec<Array> {
+        let array = |(ty, memory): (&Type, DeviceMemory)| Array {
+            ty: ty.clone(),
+            layout: packed(&ty.shape),
+            data: Arc::new(Data::Device(memory)),
+        };
+        types.iter().zip(memory).map(array).collect()
+    }
+
+    /// Where its elements are.
+    pub fn device(&self) -> Device {
+        match &*self.data {
+            Data::Host(_) => Device::Cpu,
+            Data::Device(memory) => Device::Cuda(memory.device().number),
+        }
+    }
+
+    /// The same array on a device: itself where it is there already, else a copy. A copy to a GPU is not waited for,
+    /// a copy from one is.
+    ///
+    /// ```
+    /// use tilewright::{Array, Device};
+    ///
+    /// let x = Array::scalar(1.5f32);
+    /// assert_eq!(x.to_device(Device::Cpu)?.item::<f32>()?, 1.5);
+    /// if !Device::Cuda(0).is_available() {
+    ///     assert_eq!(x.to_device(Device::Cuda(0)).unwrap_err().code(), "device_unavailable");
+    /// }
+    /// # Ok::<(), tilewright::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// `DeviceUnavailable`, `OutOfMemory`; from a GPU those of [`Device::synchronize`].
+    pub fn to_device(&self, device: Device) -> Result<Array> {
+        if self.device() == device {
+            return Ok(self.clone());
+        }
+        let host = match &*self.data {
+            Data::Host(_) => self.clone(),
+            Data::Device(memory) => {
+                let mut bytes = Aligned::new(memory.bytes())?;
+                memory.read(&mut bytes)?;
+                Array { data: Arc::new(Data::Host(bytes)), ..self.clone() }
+            }
+        };
+        let Some(gpu) = device.gpu()? else { return Ok(host) };
+        // What lies between the elements, and elements that repeat, are copied as they are: the layout stays.
+        let memory = DeviceMemory::of(&gpu, host.storage()?)?;
+        Ok(Array { data: Arc::new(Data::Device(memory)), ..host })
     }
 
     /// The element type.
@@ -171,33 +233,53 @@ impl Array {
         &self.layout
     }
 
-    /// The bytes that its layout is about.
-    pub(crate) fn storage(&self) -> &[u8] {
-        &self.data
+    /// The bytes that its layout is about, of an array in the host's memory.
+    pub(crate) fn storage(&self) -> Result<&[u8]> {
+        match &*self.data {
+            Data::Host(bytes) => Ok(bytes),
+            Data::Device(_) => Err(Error::argument("array", format!("on {}, not in memory", self.device()))),
+        }
+    }
+
+    /// The memory that its layout is about, of an array on a GPU.
+    pub(crate) fn memory(&self) -> Option<&DeviceMemory> {
+        match &*self.data {
+            Data::Host(_) => None,
+            Data::Device(memory) => Some(memory),
+        }
     }
 
     /// Whether its elements lie in row-major order without gaps.
     fn is_packed(&self) -> bool {
-        self.layout == packed(&self.ty.shape) && self.data.len() == self.ty.bytes()
+        let bytes = match &*self.data {
+            Data::Host(bytes) => bytes.len(),
+            Data::Device(memory) => memory.bytes(),
+        };
+        self.layout == packed(&self.ty.shape) && bytes == self.ty.bytes()
+    }
+
+    /// [`Array::to_packed`], in the host's memory.
+    fn to_host(&self) -> Result<Array> {
+        self.to_device(Device::Cpu)?.to_packed()
     }
 
     /// Its bytes in row-major order, in the byte order of the machine.
     ///
     /// # Errors
-    /// `OutOfMemory`.
+    /// `OutOfMemory`; from a GPU those of [`Device::synchronize`].
     pub fn to_bytes(&self) -> Result<Vec<u8>> {
-        Ok(self.to_packed()?.storage().to_vec())
+        Ok(self.to_host()?.storage()?.to_vec())
     }
 
     /// Its elements in row-major order.
     ///
     /// # Errors
-    /// `DType` where `T` is not its element type; `OutOfMemory`.
+    /// `DType` where `T` is not its element type; `OutOfMemory`; from a GPU those of [`Device::synchronize`].
     pub fn to_vec<T: Element>(&self) -> Result<Vec<T>> {
         if T::DTYPE != self.ty.dtype {
             return Err(Error::dtype("to_vec", self.ty.dtype, T::DTYPE));
         }
-        Ok(T::read(self.to_packed()?.storage()))
+        Ok(T::read(self.to_host()?.storage()?))
     }
 
     /// The only element of an array of one.
@@ -219,7 +301,10 @@ impl Array {
         if self.is_packed() {
             return Ok(self.clone());
         }
-        let (size, source) = (self.ty.dtype.size(), self.storage());
+        if self.memory().is_some() {
+            return crate::compile(|x: crate::Tensor| x).call(self);
+        }
+        let (size, source) = (self.ty.dtype.size(), self.storage()?);
         Array::filled(self.ty.clone(), |bytes| {
             let mut places = bytes.chunks_exact_mut(size);
             for_each_element(&self.ty.shape, &self.layout, |place| {
@@ -326,19 +411,24 @@ impl Array {
     }
 }
 
-/// Type and first elements.
+/// Type and first elements; of an array on a GPU, the type and which.
 impl fmt::Debug for Array {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (size, source) = (self.ty.dtype.size(), self.storage());
+        let size = self.ty.dtype.size();
         let mut shown = Vec::new();
-        if self.ty.elements() <= 16 {
+        if self.ty.elements() <= 16
+            && let Ok(source) = self.storage()
+        {
             for_each_element(&self.ty.shape, &self.layout, |place| {
                 let bytes = &source[place * size..(place + 1) * size];
                 shown.push(crate::Scalar::from_bytes(self.ty.dtype, bytes).to_string());
             });
             return write!(f, "{} [{}]", self.ty, shown.join(", "));
         }
-        write!(f, "{}", self.ty)
+        match self.device() {
+            Device::Cpu => write!(f, "{}", self.ty),
+            device => write!(f, "{} on {device}", self.ty),
+        }
     }
 }
 

@@ -12,12 +12,13 @@ use tilewright_trace::{Tensor, trace};
 use crate::explain::explain;
 use crate::pipeline::{self, Program};
 use crate::profile::Profile;
-use crate::{Array, Result, Type};
+use crate::{Array, Device, Error, Result, Type};
 
 /// A compiled function. See [`compile`].
 pub struct Compiled<T, O, F> {
     function: F,
     threads: usize,
+    device: Option<Device>,
     cache: Mutex<Cache<O>>,
     inputs: PhantomData<fn(T)>,
 }
@@ -52,6 +53,8 @@ enum Part {
 /// program is kept for further calls. Inputs and outputs are trees: arrays, tuples, `Vec`s, maps, and structs
 /// with `#[derive(Tree)]`, holding [`Tensor`]s within the function and [`Array`]s outside of it.
 ///
+/// It runs where its inputs are: on a GPU where one of them is on a GPU, or where [`Compiled::on`] says.
+///
 /// ```
 /// use tilewright::prelude::*;
 ///
@@ -64,7 +67,7 @@ enum Part {
 /// ```
 pub fn compile<T, O, F: Fn(T) -> O>(function: F) -> Compiled<T, O, F> {
     let cache = Mutex::new(Cache { programs: HashMap::new(), order: Vec::new() });
-    Compiled { function, threads: 0, cache, inputs: PhantomData }
+    Compiled { function, threads: 0, device: None, cache, inputs: PhantomData }
 }
 
 /// A lock that a panic elsewhere does not spoil: what it guards is replaced whole.
@@ -80,21 +83,38 @@ impl<T, O: MapLeaves<Tensor, Array>, F: Fn(T) -> O> Compiled<T, O, F> {
         self
     }
 
+    /// Runs on this device, wherever the inputs are: those that are elsewhere are copied there, in each call.
+    ///
+    /// ```
+    /// use tilewright::prelude::*;
+    ///
+    /// let f = compile(|x: Tensor| x + 1.0).on(Device::Cpu);
+    /// assert_eq!(f.call(&Array::scalar(1.0f32))?.item::<f32>()?, 2.0);
+    /// # Ok::<(), Error>(())
+    /// ```
+    #[must_use]
+    pub fn on(mut self, device: Device) -> Compiled<T, O, F> {
+        self.device = Some(device);
+        self
+    }
+
     /// Calls the function on arrays, compiling it first where arrays of these types are new.
+    ///
+    /// On a GPU the call returns as soon as the work is asked for; results stay there, and the next call may use
+    /// them. An index out of range is then reported by the first read of an array that waits for the device, or by
+    /// [`Device::synchronize`].
     ///
     /// # Errors
     /// What the function does wrong for inputs of these shapes, with the line; `Index` for a gather out of
-    /// range; `OutOfMemory`.
+    /// range; `OutOfMemory`; `DeviceUnavailable`; `Argument` for inputs on several GPUs.
     ///
     /// # Panics
     /// Where the function does, at its first call for these shapes; the compiled function stays usable.
     pub fn call<A: MapLeaves<Array, Tensor, Output = T>>(&self, inputs: A) -> Result<O::Output> {
         let (signature, arrays) = signature(&inputs);
+        let device = self.device(&arrays)?;
         let ready = self.ready(signature, &arrays, &inputs)?;
-        let bytes: Vec<&[u8]> = arrays.iter().map(Array::storage).collect();
-        let outputs = Array::filled_all(&ready.program.outputs(), |outputs| {
-            ready.program.run(&bytes, outputs, self.threads)
-        })?;
+        let (outputs, _) = ready.program.call(&arrays, device, self.threads, false)?;
         let mut outputs = outputs.into_iter();
         map_leaves(&ready.outputs, |_, _| Ok(outputs.next().expect("an output for each leaf")))
     }
@@ -108,8 +128,8 @@ impl<T, O: MapLeaves<Tensor, Array>, F: Fn(T) -> O> Compiled<T, O, F> {
         Ok(self.ready(signature, &arrays, &inputs)?.program.clone())
     }
 
-    /// Calls the function on arrays and measures each kernel. The first call of a program also pays for memory that
-    /// later ones find ready.
+    /// Calls the function on arrays and measures each kernel, waiting for it on a GPU too. The first call of a program
+    /// also pays for memory that later ones find ready.
     ///
     /// # Errors
     /// As [`Compiled::call`].
@@ -118,14 +138,24 @@ impl<T, O: MapLeaves<Tensor, Array>, F: Fn(T) -> O> Compiled<T, O, F> {
     /// As [`Compiled::call`].
     pub fn profile<A: MapLeaves<Array, Tensor, Output = T>>(&self, inputs: A) -> Result<Profile> {
         let (signature, arrays) = signature(&inputs);
+        let device = self.device(&arrays)?;
         let ready = self.ready(signature, &arrays, &inputs)?;
-        let bytes: Vec<&[u8]> = arrays.iter().map(Array::storage).collect();
-        let mut profile = None;
-        Array::filled_all(&ready.program.outputs(), |outputs| {
-            profile = Some(ready.program.profile(&bytes, outputs, self.threads)?);
-            Ok(())
-        })?;
+        let (_, profile) = ready.program.call(&arrays, device, self.threads, true)?;
         Ok(profile.expect("the run was measured"))
+    }
+
+    /// Where a call runs: where it was told to, else on the GPU that inputs are on, else on the CPU.
+    fn device(&self, arrays: &[Array]) -> Result<Device> {
+        if let Some(device) = self.device {
+            return Ok(device);
+        }
+        let mut gpus = arrays.iter().map(Array::device).filter(|device| *device != Device::Cpu);
+        let Some(first) = gpus.next() else { return Ok(Device::Cpu) };
+        match gpus.find(|device| *device != first) {
+            None => Ok(first),
+            Some(other) => Err(Error::argument("inputs", format!("some are on {first}, others on {other}"))
+                .help("move them with `to_device`, or choose a device with `on`")),
+        }
     }
 
     /// The program for a signature. Where several threads ask for a new one, one compiles and the others wait.
@@ -189,7 +219,7 @@ impl<T, O: MapLeaves<Tensor, Array>, F: Fn(T) -> O> Compiled<T, O, F> {
     /// The programs compiled so far at each stage: as traced, as simplified, and the plan.
     pub fn dump(&self) -> String {
         self.describe(|program| {
-            let Program { traced, simplified, plan, passes: _ } = program;
+            let Program { traced, simplified, plan, .. } = program;
             format!("# traced\n{traced}\n# simplified\n{simplified}\n# plan\n{plan:#?}\n")
         })
     }

@@ -10,7 +10,7 @@ use crate::pipeline::Program;
 
 /// Passes with their times, kernels in order (equal neighbours counted), memory, and captured gradients.
 pub(crate) fn explain(program: &Program) -> String {
-    let Program { traced, simplified, plan, passes } = program;
+    let Program { traced, simplified, plan, passes, .. } = program;
     let mut text = String::new();
     let counts = (traced.nodes().len(), simplified.nodes().len(), plan.kernels.len());
     line(&mut text, format!("{} ops, {} simplified → {} kernels", counts.0, counts.1, counts.2));
@@ -28,6 +28,18 @@ pub(crate) fn explain(program: &Program) -> String {
     let times: Vec<String> =
         passes.iter().map(|(name, time)| format!("{name} {}", duration(*time))).collect();
     line(&mut text, times.join(", "));
+    for (executable, time) in program.executables() {
+        let device = executable.device();
+        let steps = executable.steps().count();
+        let scratch = size(executable.scratch_bytes());
+        let (number, name, time) = (device.number, &device.name, duration(time));
+        line(
+            &mut text,
+            format!(
+                "cuda:{number} ({name}): {steps} launches, {scratch} of scratch memory, compiled in {time}"
+            ),
+        );
+    }
     let mut kernels: Vec<(String, usize)> = Vec::new();
     for kernel in &plan.kernels {
         let described = describe(kernel);

@@ -43,6 +43,7 @@ extern crate self as tilewright;
 mod array;
 mod check_associative;
 mod compile;
+mod device;
 mod differentiate;
 mod element;
 mod explain;
@@ -78,6 +79,7 @@ pub use tilewright_derive::Tree;
 pub use array::Array;
 pub use check_associative::{Counterexample, check_associative};
 pub use compile::{Compiled, compile};
+pub use device::{Device, to_device};
 pub use differentiate::{grad, jvp, value_and_grad, value_and_grad_with, vjp};
 pub use element::Element;
 pub use half::{bf16, f16};
@@ -93,9 +95,9 @@ pub use weights::{load, save};
 /// What most programs use.
 pub mod prelude {
     pub use crate::{
-        Array, At, DType, Error, Key, REST, Result, Tensor, Tree, arange, associative_scan, compile,
+        Array, At, DType, Device, Error, Key, REST, Result, Tensor, Tree, arange, associative_scan, compile,
         concatenate, cross_entropy, einsum, flex_attention, full, grad, iota, jvp, linear_recurrence, mods,
-        ones, optimizers, select, stack, value_and_grad, value_and_grad_with, vjp, zeros,
+        ones, optimizers, select, stack, to_device, value_and_grad, value_and_grad_with, vjp, zeros,
     };
 }
 

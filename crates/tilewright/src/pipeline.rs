@@ -5,15 +5,17 @@
 //! are printed to the standard error stream.
 
 use std::fmt::Display;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 pub use tilewright_cpu::Blocks as BlockMap;
+pub use tilewright_cuda::driver::{DeviceMemory, Executable, Stream};
 use tilewright_plan::Plan;
 use tilewright_schedule as schedule;
 pub use tilewright_schedule::Layout;
 
 use crate::profile::Profile;
-use crate::{Graph, Result, Type};
+use crate::{Array, Device, Graph, Result, Type};
 
 /// A compiled program, and how it came about.
 #[derive(Debug)]
@@ -26,6 +28,8 @@ pub struct Program {
     pub plan: Plan,
     /// The passes in order, with the time that each took.
     pub passes: Vec<(&'static str, Duration)>,
+    /// What the plan was compiled to for GPUs, with the time that took.
+    executables: Mutex<Vec<(Arc<Executable>, Duration)>>,
 }
 
 /// Compiles a graph for inputs that lie as `inputs` says, one layout for each parameter.
@@ -45,7 +49,7 @@ pub fn compile(traced: Graph, inputs: &[Layout]) -> Result<Program> {
     let plan = timed(&mut passes, "lower", || schedule::lower(&simplified, inputs))?;
     dump("plan", &format_args!("{plan:#?}"));
 
-    Ok(Program { traced, simplified, plan, passes })
+    Ok(Program { traced, simplified, plan, passes, executables: Mutex::default() })
 }
 
 impl Program {
@@ -76,6 +80,53 @@ impl Program {
     pub fn profile(&self, inputs: &[&[u8]], outputs: &mut [&mut [u8]], threads: usize) -> Result<Profile> {
         let spans = tilewright_cpu::profile(&self.plan, inputs, outputs, threads)?;
         Ok(Profile::new(&self.plan, &spans))
+    }
+
+    /// The program for the GPU of this number, compiled at the first call. Its methods run it on memory and streams
+    /// of the caller's.
+    ///
+    /// # Errors
+    /// `DeviceUnavailable`, which says what is missing.
+    pub fn on_gpu(&self, number: usize) -> Result<Arc<Executable>> {
+        let gpu = tilewright_cuda::driver::Device::get(number)?;
+        let mut executables = self.executables.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((known, _)) = executables.iter().find(|(known, _)| known.device().number == number) {
+            return Ok(known.clone());
+        }
+        let start = Instant::now();
+        let executable = Arc::new(Executable::new(&gpu, self.plan.clone())?);
+        executables.push((executable.clone(), start.elapsed()));
+        Ok(executable)
+    }
+
+    /// What the program was compiled to for GPUs, with the time that took.
+    pub(crate) fn executables(&self) -> Vec<(Arc<Executable>, Duration)> {
+        self.executables.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Runs on a device, to which inputs that are elsewhere are copied; measures each kernel where `measured`.
+    pub(crate) fn call(
+        &self,
+        inputs: &[Array],
+        device: Device,
+        threads: usize,
+        measured: bool,
+    ) -> Result<(Vec<Array>, Option<Profile>)> {
+        let inputs = inputs.iter().map(|array| array.to_device(device)).collect::<Result<Vec<_>>>()?;
+        let types = self.outputs();
+        let mut profile = None;
+        let Device::Cuda(number) = device else {
+            let bytes = inputs.iter().map(Array::storage).collect::<Result<Vec<_>>>()?;
+            let outputs = Array::filled_all(&types, |outputs| match measured {
+                false => self.run(&bytes, outputs, threads),
+                true => self.profile(&bytes, outputs, threads).map(|found| profile = Some(found)),
+            })?;
+            return Ok((outputs, profile));
+        };
+        let executable = self.on_gpu(number)?;
+        let memory: Vec<&DeviceMemory> = inputs.iter().filter_map(Array::memory).collect();
+        let (outputs, times) = executable.run_timed(&memory, measured)?;
+        Ok((Array::on_device(&types, outputs), measured.then(|| Profile::on_gpu(&self.plan, times))))
     }
 }
 

@@ -33,6 +33,20 @@ impl Profile {
         Profile { spans: plan.kernels.iter().zip(spans).map(span).collect() }
     }
 
+    /// Of the steps of a run on a GPU: each plan's kernel, the GPU's kernel that ran for it, and milliseconds.
+    pub(crate) fn on_gpu(plan: &Plan, steps: Vec<(usize, String, f32)>) -> Profile {
+        let mut start = Duration::ZERO;
+        let span = |(kernel, name, milliseconds): (usize, String, f32)| {
+            let time = Duration::from_secs_f64(f64::from(milliseconds.max(0.0)) / 1e3);
+            let described = plan.kernels.get(kernel).map(describe).unwrap_or_default();
+            let kernel = format!("{}: {name}", described.lines().next().unwrap_or_default());
+            let span = Span { kernel, start, time };
+            start += time;
+            span
+        };
+        Profile { spans: steps.into_iter().map(span).collect() }
+    }
+
     /// Time in all kernels.
     pub fn total(&self) -> Duration {
         self.spans.iter().map(|span| span.time).sum()

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use tilewright_ir::{Error, ErrorKind, Result};
 use tilewright_plan::{Kernel, Plan};
 
+use super::matmul::Product;
 use super::parameters::{Argument, Parameters};
 use super::region::Site;
 use super::{ARITHMETIC, MACHINE, attention, block_map, loops, matmul, scan, scatter};
@@ -89,6 +90,23 @@ pub enum Step {
         /// How many.
         bytes: usize,
     },
+    /// A matrix product.
+    Product {
+        /// What a library would do, one after the other; none where it cannot.
+        products: Vec<Product>,
+        /// The kernel that does the same without a library.
+        kernel: Launch,
+    },
+}
+
+impl Step {
+    /// The kernel that runs, where no library does the step.
+    pub fn launch(&self) -> Option<&Launch> {
+        match self {
+            Step::Launch(launch) | Step::Product { kernel: launch, .. } => Some(launch),
+            Step::Zero { .. } => None,
+        }
+    }
 }
 
 /// A plan, as a device runs it.
@@ -106,12 +124,16 @@ impl Program {
     /// The error that a run's fault word stands for, if any: the least `site << 32 | index` of all reads out of
     /// range; all ones where there was none.
     pub fn fault(&self, word: u64) -> Option<Error> {
-        let Site { table, axis } = self.sites.get((word >> 32) as usize)?;
-        let index = i64::from(word as u32 as i32);
-        let kind =
-            ErrorKind::Index { buffer: table.name.clone(), axis: *axis, index, size: table.shape[*axis] };
-        Some(Error::new(kind).at(table.origin.clone()))
+        fault(&self.sites, word)
     }
+}
+
+/// [`Program::fault`], for a program of which only the sites are left.
+pub fn fault(sites: &[Site], word: u64) -> Option<Error> {
+    let Site { table, axis } = sites.get((word >> 32) as usize)?;
+    let index = i64::from(word as u32 as i32);
+    let kind = ErrorKind::Index { buffer: table.name.clone(), axis: *axis, index, size: table.shape[*axis] };
+    Some(Error::new(kind).at(table.origin.clone()))
 }
 
 /// Writes the kernels of a plan.
@@ -190,6 +212,13 @@ impl<'a> Lowering<'a> {
 
     pub fn zero(&mut self, place: usize, bytes: usize) {
         self.program.steps.push((self.kernel, Step::Zero { place, bytes }));
+    }
+
+    /// Appends a matrix product, unless it has nothing to do.
+    pub fn product(&mut self, products: Vec<Product>, kernel: Launch) {
+        if kernel.blocks > 0 {
+            self.program.steps.push((self.kernel, Step::Product { products, kernel }));
+        }
     }
 
     /// Appends a launch, unless it has nothing to do.

@@ -1,7 +1,11 @@
-//! Matrix products.
+//! Matrix products: by a library where the machine has one and the operands lie as it knows them, else by a kernel.
+
+mod product;
 
 use tilewright_ir::DType;
 use tilewright_plan::MatMul;
+
+pub use product::{Operand, Product};
 
 use super::FRAGMENTS;
 use super::launch::{Launch, Lowering, Source};
@@ -15,7 +19,12 @@ const SCALARS: &str = include_str!("../engines/matmul_scalars.cuh");
 /// Rows and columns of a block's results.
 const TILE: usize = 64;
 
-pub(super) fn lower(product: &MatMul, lowering: &mut Lowering) {
+pub(super) fn lower(matmul: &MatMul, lowering: &mut Lowering) {
+    let launch = kernel(matmul);
+    lowering.product(product::products(matmul), launch);
+}
+
+fn kernel(product: &MatMul) -> Launch {
     let MatMul { batch, rows, columns, depth, dtype, left, right, output } = product;
     let mut parameters = Parameters::default();
     parameters.integers("batch", batch.iter().map(|&extent| extent as i64));
@@ -40,11 +49,11 @@ pub(super) fn lower(product: &MatMul, lowering: &mut Lowering) {
     let engine = if matrices { vec![FRAGMENTS, ENGINE, MATRICES] } else { vec![ENGINE, SCALARS] };
     let comment = format!("matrix products of {dtype}.");
     let source = Source::new("matmul", &comment, &parameters, &text, &engine);
-    lowering.launch(Launch {
+    Launch {
         source,
         blocks: batch.iter().product::<usize>() * rows.div_ceil(TILE) * columns.div_ceil(TILE),
         threads: 128,
         shared_bytes: if matrices { (TILE * 40 + 32 * (TILE + 8)) * dtype.size() } else { 0 },
         arguments: parameters.arguments,
-    });
+    }
 }

@@ -18,8 +18,10 @@ mod scatter;
 pub mod tiles;
 mod types;
 
-pub use launch::{Launch, Program, Source, Step, Target, lower};
+pub use launch::{Launch, Program, Source, Step, Target, fault, lower};
+pub use matmul::{Operand, Product};
 pub use parameters::{Argument, Parameters};
+pub use region::Site;
 
 /// What every kernel's text begins with on a GPU: see [`Source::text`].
 pub const MACHINE: &str = include_str!("../engines/machine.cuh");

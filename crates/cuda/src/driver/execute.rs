@@ -1,30 +1,61 @@
 //! Runs a plan on a GPU.
 
-use std::collections::HashMap;
 use std::ffi::{CString, c_void};
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 
 use cudarc::driver::{result, sys};
 use tilewright_ir::{Error, ErrorKind, Result};
 use tilewright_plan::{Place, Plan};
 
 use super::compiler::{self, OPTIONS};
-use super::device::{Function, failed};
-use super::{Device, DeviceMemory, Event, cache};
+use super::device::{Function, failed, lock};
+use super::faults::Faults;
+use super::graphs::Graphs;
+use super::library::Prepared;
+use super::{Device, DeviceMemory, Event, Stream, cache};
 use crate::codegen::{self, Argument, Launch, Program, Step};
+
+/// Programs of fewer steps are not worth a graph.
+const GRAPH_STEPS: usize = 4;
 
 /// A plan, compiled for a device.
 #[derive(Debug)]
 pub struct Executable {
     device: Arc<Device>,
-    plan: Plan,
     program: Program,
-    /// One for each step that is a launch, in order.
-    functions: Vec<Function>,
-    constants: HashMap<usize, DeviceMemory>,
+    /// What each step of the program is done by.
+    steps: Vec<Ready>,
+    /// Where each buffer of the plan is.
+    places: Vec<Where>,
+    inputs: Vec<usize>,
+    outputs: Vec<usize>,
+    /// Where the steps' scratch memory and the library's workspace begin, after the plan's arena.
+    scratch: usize,
+    workspace: usize,
+    scratch_bytes: usize,
+    faults: Arc<Faults>,
+    graphs: Graphs,
 }
 
-/// How long each step took, in milliseconds.
+/// A step, ready to be asked for.
+#[derive(Debug)]
+enum Ready {
+    Zero,
+    Launch(Function),
+    /// A matrix product by the library, and the kernel for operands that do not lie as the library needs them.
+    Library(Vec<Prepared>, Function),
+}
+
+/// Where a buffer is.
+#[derive(Debug)]
+enum Where {
+    Input(usize),
+    Output(usize),
+    Constant(DeviceMemory),
+    Arena(usize),
+}
+
+/// How long each step took: the plan's kernel that it is part of, its name, and milliseconds.
 pub type Times = Vec<(usize, String, f32)>;
 
 impl Executable {
@@ -33,141 +64,273 @@ impl Executable {
     /// # Errors
     /// [`ErrorKind::DeviceUnavailable`] for kernels that the engine has not; those of the compiler.
     pub fn new(device: &Arc<Device>, plan: Plan) -> Result<Executable> {
-        let program = codegen::lower(&plan, device.target)?;
-        device.enter()?;
-        let launches = program.steps.iter().filter_map(|(_, step)| match step {
-            Step::Launch(launch) => Some(launch),
-            Step::Zero { .. } => None,
-        });
-        let functions = launches.map(|launch| function(device, launch)).collect::<Result<_>>()?;
-        let mut constants = HashMap::new();
-        for (number, buffer) in plan.buffers.iter().enumerate() {
-            if let Place::Constant(literal) = &buffer.place {
-                constants.insert(number, DeviceMemory::of(device, literal.bytes())?);
-            }
+        let mut program = codegen::lower(&plan, device.target)?;
+        let _entered = device.enter()?;
+        let steps = program.steps.iter().map(|(_, step)| ready(device, step)).collect::<Result<Vec<_>>>()?;
+        let (mut inputs, mut outputs, mut places) = (Vec::new(), Vec::new(), Vec::new());
+        for buffer in plan.buffers {
+            let bytes = buffer.elements * buffer.dtype.size();
+            let most = |sizes: &mut Vec<usize>, number: usize| {
+                sizes.resize(sizes.len().max(number + 1), 0);
+                sizes[number] = sizes[number].max(bytes);
+            };
+            places.push(match buffer.place {
+                Place::Input(input) => {
+                    most(&mut inputs, input);
+                    Where::Input(input)
+                }
+                Place::Output(output) => {
+                    most(&mut outputs, output);
+                    Where::Output(output)
+                }
+                Place::Constant(literal) => Where::Constant(DeviceMemory::of(device, literal.bytes())?),
+                Place::Arena(start) => Where::Arena(start),
+            });
         }
-        Ok(Executable { device: device.clone(), plan, program, functions, constants })
+        let scratch = plan.arena_bytes.next_multiple_of(256);
+        let workspace = (scratch + program.scratch_bytes).next_multiple_of(256);
+        let largest = steps.iter().map(|step| match step {
+            Ready::Library(products, _) => {
+                products.iter().map(|product| product.workspace).max().unwrap_or(0)
+            }
+            Ready::Zero | Ready::Launch(_) => 0,
+        });
+        let scratch_bytes = workspace + largest.max().unwrap_or(0);
+        let faults = Faults::new(device, std::mem::take(&mut program.sites))?;
+        Ok(Executable {
+            device: device.clone(),
+            program,
+            steps,
+            places,
+            inputs,
+            outputs,
+            scratch,
+            workspace,
+            scratch_bytes,
+            faults,
+            graphs: Graphs::default(),
+        })
+    }
+
+    /// The device that it was compiled for.
+    pub fn device(&self) -> &Arc<Device> {
+        &self.device
     }
 
     /// Bytes that a run takes beside inputs and outputs.
     pub fn scratch_bytes(&self) -> usize {
-        self.program.scratch_bytes + self.plan.arena_bytes
+        self.scratch_bytes
     }
 
-    /// Runs on inputs that lie on the device; gives the outputs. Nothing is waited for but the fault word.
+    /// Bytes of each output, which is packed.
+    pub fn output_bytes(&self) -> &[usize] {
+        &self.outputs
+    }
+
+    /// What is done, in order: for which of the plan's kernels, and by which GPU kernel.
+    pub fn steps(&self) -> impl Iterator<Item = (usize, &str)> {
+        self.program.steps.iter().zip(&self.steps).map(|((kernel, step), ready)| {
+            let name = match (step, ready) {
+                (Step::Zero { .. }, _) => "zero",
+                (Step::Product { .. }, Ready::Library(..)) => "cublasLt",
+                (Step::Product { kernel: launch, .. } | Step::Launch(launch), _) => &launch.source.entry,
+            };
+            (*kernel, name)
+        })
+    }
+
+    /// The read out of range that a run met, as far as is known now: nothing is waited for, and a run that is not over
+    /// may still meet one. None is given twice.
+    pub fn take_fault(&self) -> Option<Error> {
+        self.faults.take()
+    }
+
+    /// Runs on inputs that lie on the device; gives the outputs. Nothing is waited for: a read out of range is
+    /// reported by the next call that waits for the device.
     ///
     /// # Errors
-    /// [`ErrorKind::Index`] for a read out of range; [`ErrorKind::Shape`] for inputs that do not fit.
+    /// [`ErrorKind::Shape`] for inputs that do not fit; [`ErrorKind::OutOfMemory`].
     pub fn run(&self, inputs: &[&DeviceMemory]) -> Result<Vec<DeviceMemory>> {
-        self.run_timed(inputs, false).map(|(outputs, _)| outputs)
+        let (addresses, outputs, scratch) = self.memory(inputs)?;
+        let _entered = self.device.enter()?;
+        let enqueue = |stream| self.ask(&addresses, scratch.address(), stream, &mut || Ok(()));
+        if self.steps.len() < GRAPH_STEPS {
+            enqueue(self.device.stream())?;
+        } else {
+            let used = inputs.iter().copied().chain(&outputs).chain([&scratch]).map(DeviceMemory::address);
+            self.graphs.run(&self.device, used.collect(), enqueue)?;
+        }
+        Ok(outputs)
     }
 
-    /// Outputs whatever they hold, and the fault word: see [`Program::fault`].
-    ///
-    /// # Errors
-    /// As [`Executable::run`], but for [`ErrorKind::Index`].
-    pub fn run_to_fault(&self, inputs: &[&DeviceMemory]) -> Result<(Vec<DeviceMemory>, u64)> {
-        let (outputs, _, fault) = self.enqueue(inputs, false)?;
-        Ok((outputs, word_of(&fault)?))
-    }
-
-    /// [`Executable::run`], and how long each step took where `timed`.
+    /// Outputs whatever they hold, and the fault word, of a run that is waited for: see [`Program::fault`].
     ///
     /// # Errors
     /// As [`Executable::run`].
+    pub fn run_to_fault(&self, inputs: &[&DeviceMemory]) -> Result<(Vec<DeviceMemory>, u64)> {
+        let outputs = self.run(inputs)?;
+        self.device.wait()?;
+        Ok((outputs, self.faults.take_word()))
+    }
+
+    /// [`Executable::run`], and how long each step took where `timed`; then the run is waited for.
+    ///
+    /// # Errors
+    /// As [`Executable::run`], and those of [`Device::synchronize`].
     pub fn run_timed(&self, inputs: &[&DeviceMemory], timed: bool) -> Result<(Vec<DeviceMemory>, Times)> {
-        let (outputs, moments, fault) = self.enqueue(inputs, timed)?;
-        if let Some(error) = self.program.fault(word_of(&fault)?) {
-            return Err(error);
+        if !timed {
+            return Ok((self.run(inputs)?, Vec::new()));
         }
-        let names = self.program.steps.iter().map(|(kernel, step)| match step {
-            Step::Launch(launch) => (*kernel, launch.source.entry.clone()),
-            Step::Zero { .. } => (*kernel, "zero".into()),
-        });
+        let (addresses, outputs, scratch) = self.memory(inputs)?;
+        let _entered = self.device.enter()?;
+        let mut moments = vec![Event::record(&self.device)?];
+        self.ask(&addresses, scratch.address(), self.device.stream(), &mut || {
+            moments.push(Event::record(&self.device)?);
+            Ok(())
+        })?;
+        self.device.synchronize()?;
         let spans = moments.windows(2).map(|pair| pair[1].milliseconds_since(&pair[0]));
-        let times = names.zip(spans).map(|((kernel, name), span)| Ok((kernel, name, span?)));
+        let times =
+            self.steps().zip(spans).map(|((kernel, name), span)| Ok((kernel, name.to_owned(), span?)));
         Ok((outputs, times.collect::<Result<_>>()?))
     }
 
-    /// Asks for all steps of a run: outputs, moments between the steps where `timed`, and the fault word.
-    fn enqueue(
+    /// Asks a stream for a run on memory of the caller's: `inputs[i]` is the address of the first byte that input i's
+    /// layout is about, `outputs[i]` that of output i, packed, and `scratch` that of
+    /// [`scratch_bytes`](Executable::scratch_bytes) bytes at a multiple of 256, which are free again when the run is
+    /// over. Nothing is allocated and nothing waited for, so the stream may be one that is captured; then this
+    /// executable has to live as long as the graph.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Shape`] for a wrong number of addresses; [`ErrorKind::DeviceUnavailable`] where the driver fails.
+    ///
+    /// # Safety
+    /// The stream is the device's. The addresses are those of the device's memory, as large as said, aligned to its
+    /// elements, which stays until the run is over; nobody else reads or writes outputs and scratch memory, nor writes
+    /// inputs, meanwhile.
+    pub unsafe fn enqueue(
         &self,
-        inputs: &[&DeviceMemory],
-        timed: bool,
-    ) -> Result<(Vec<DeviceMemory>, Vec<Event>, DeviceMemory)> {
-        let device = &self.device;
-        let arena = DeviceMemory::new(device, self.plan.arena_bytes)?;
-        let scratch = DeviceMemory::new(device, self.program.scratch_bytes)?;
-        let fault = DeviceMemory::new(device, 8)?;
-        fault.fill(0, 8, 0xff)?;
-        let mut outputs: Vec<Option<DeviceMemory>> = Vec::new();
-        let mut addresses = Vec::with_capacity(self.plan.buffers.len());
-        for (number, buffer) in self.plan.buffers.iter().enumerate() {
-            let bytes = buffer.elements * buffer.dtype.size();
-            addresses.push(match &buffer.place {
-                Place::Input(input) => {
-                    let memory = inputs.get(*input).filter(|memory| memory.bytes() >= bytes);
-                    let found = inputs.get(*input).map_or(0, |memory| memory.bytes());
-                    let missing = || {
-                        let name = format!("input {input}");
-                        Error::shape(name, format!("{bytes} bytes"), format!("{found} bytes"))
-                    };
-                    memory.ok_or_else(missing)?.address()
-                }
-                Place::Output(output) => {
-                    let memory = DeviceMemory::new(device, bytes)?;
-                    let address = memory.address();
-                    outputs.resize_with(outputs.len().max(output + 1), || None);
-                    outputs[*output] = Some(memory);
-                    address
-                }
-                Place::Constant(_) => self.constants[&number].address(),
-                Place::Arena(start) => arena.address() + *start as u64,
-            });
-        }
-        let mut moments = Vec::new();
-        let mut functions = self.functions.iter();
-        if timed {
-            moments.push(Event::record(device)?);
-        }
-        for (_, step) in &self.program.steps {
-            match step {
-                Step::Zero { place, bytes } => scratch.fill(*place, *bytes, 0)?,
-                Step::Launch(launch) => {
-                    let function = functions.next().expect("a function for each launch");
-                    let word = |argument: &Argument| match *argument {
-                        Argument::Buffer { buffer, bytes } => {
-                            addresses[buffer.0].wrapping_add_signed(bytes as i64)
-                        }
-                        Argument::Scratch(place) => scratch.address() + place as u64,
-                        Argument::Fault => fault.address(),
-                        Argument::Integer(x) => x as u64,
-                        Argument::Float(x) => x.to_bits(),
-                        Argument::Null => 0,
-                    };
-                    let words: Vec<u64> = launch.arguments.iter().map(word).collect();
-                    start(device, *function, launch, &words)?;
-                }
-            }
-            if timed {
-                moments.push(Event::record(device)?);
+        inputs: &[u64],
+        outputs: &[u64],
+        scratch: u64,
+        stream: Stream,
+    ) -> Result<()> {
+        for (name, found, expected) in [("inputs", inputs, &self.inputs), ("outputs", outputs, &self.outputs)]
+        {
+            if found.len() < expected.len() {
+                return Err(Error::shape(name, expected.len(), found.len()));
             }
         }
-        let outputs = outputs.into_iter().map(|output| output.expect("a plan writes each output")).collect();
-        Ok((outputs, moments, fault))
+        let addresses = self.addresses(inputs, outputs, scratch);
+        let _entered = self.device.enter()?;
+        self.ask(&addresses, scratch, stream, &mut || Ok(()))
+    }
+
+    /// The address of each of the plan's buffers.
+    fn addresses(&self, inputs: &[u64], outputs: &[u64], scratch: u64) -> Vec<u64> {
+        let address = |place: &Where| match place {
+            Where::Input(input) => inputs[*input],
+            Where::Output(output) => outputs[*output],
+            Where::Constant(memory) => memory.address(),
+            Where::Arena(start) => scratch + *start as u64,
+        };
+        self.places.iter().map(address).collect()
+    }
+
+    /// The addresses of a run on memory from the device's pool, its outputs and its scratch memory.
+    fn memory(&self, inputs: &[&DeviceMemory]) -> Result<(Vec<u64>, Vec<DeviceMemory>, DeviceMemory)> {
+        for (number, &bytes) in self.inputs.iter().enumerate() {
+            let found = inputs.get(number).map_or(0, |memory| memory.bytes());
+            if found < bytes || number >= inputs.len() {
+                let name = format!("input {number}");
+                return Err(Error::shape(name, format!("{bytes} bytes"), format!("{found} bytes")));
+            }
+        }
+        let new = |&bytes: &usize| DeviceMemory::new(&self.device, bytes);
+        let outputs = self.outputs.iter().map(new).collect::<Result<Vec<_>>>()?;
+        let scratch = new(&self.scratch_bytes)?;
+        let inputs: Vec<u64> = inputs.iter().map(|memory| memory.address()).collect();
+        let results: Vec<u64> = outputs.iter().map(DeviceMemory::address).collect();
+        Ok((self.addresses(&inputs, &results, scratch.address()), outputs, scratch))
+    }
+
+    /// Asks a stream for all steps; calls `after` after each. The device's context is current.
+    fn ask(
+        &self,
+        addresses: &[u64],
+        scratch: u64,
+        stream: Stream,
+        after: &mut dyn FnMut() -> Result<()>,
+    ) -> Result<()> {
+        let (steps, workspace) = (scratch + self.scratch as u64, scratch + self.workspace as u64);
+        let word = |argument: &Argument| match *argument {
+            Argument::Buffer { buffer, bytes } => addresses[buffer.0].wrapping_add_signed(bytes as i64),
+            Argument::Scratch(place) => steps + place as u64,
+            Argument::Fault => self.faults.address(),
+            Argument::Integer(x) => x as u64,
+            Argument::Float(x) => x.to_bits(),
+            Argument::Null => 0,
+        };
+        let mut words = Vec::new();
+        let mut launch = |function: Function, launch: &Launch| {
+            words.clear();
+            words.extend(launch.arguments.iter().map(word));
+            start(function, launch, &words, stream)
+        };
+        for ((_, step), ready) in self.program.steps.iter().zip(&self.steps) {
+            match (step, ready) {
+                (Step::Zero { place, bytes }, _) => {
+                    // SAFETY: within the scratch memory.
+                    unsafe { result::memset_d8_async(steps + *place as u64, 0, *bytes, stream.0) }
+                        .map_err(failed)?;
+                }
+                (Step::Launch(step) | Step::Product { kernel: step, .. }, Ready::Launch(function)) => {
+                    launch(*function, step)?;
+                }
+                (Step::Product { kernel, .. }, Ready::Library(products, function)) => {
+                    let library = self
+                        .device
+                        .library
+                        .as_ref()
+                        .filter(|library| products.iter().all(|product| library.fits(product, &word)));
+                    match library {
+                        Some(library) => products.iter().try_for_each(|product| {
+                            // SAFETY: a verified plan's operands lie within their buffers; the workspace is as
+                            // large as the largest that any product asks for.
+                            unsafe { library.run(product, &word, workspace, stream) }
+                        })?,
+                        None => launch(*function, kernel)?,
+                    }
+                }
+                (Step::Launch(_) | Step::Product { .. }, Ready::Zero)
+                | (Step::Launch(_), Ready::Library(..)) => unreachable!("made by `ready` of this step"),
+            }
+            after()?;
+        }
+        Ok(())
     }
 }
 
-/// The fault word; waits for everything before.
-fn word_of(fault: &DeviceMemory) -> Result<u64> {
-    let mut word = [0; 8];
-    fault.read(&mut word)?;
-    Ok(u64::from_le_bytes(word))
+/// What a step is done by; kernels are compiled at their first use. The device's context is current.
+fn ready(device: &Device, step: &Step) -> Result<Ready> {
+    match step {
+        Step::Zero { .. } => Ok(Ready::Zero),
+        Step::Launch(launch) => Ok(Ready::Launch(function(device, launch)?)),
+        Step::Product { products, kernel } => {
+            let function = function(device, kernel)?;
+            let prepared = device.library.as_ref().and_then(|library| {
+                products.iter().map(|product| library.prepare(*product)).collect::<Option<Vec<_>>>()
+            });
+            Ok(match prepared {
+                Some(prepared) if !prepared.is_empty() => Ready::Library(prepared, function),
+                _ => Ready::Launch(function),
+            })
+        }
+    }
 }
 
-/// The function of a launch, compiled at its first use.
 fn function(device: &Device, launch: &Launch) -> Result<Function> {
-    let known = device.functions.lock().unwrap_or_else(PoisonError::into_inner).get(&launch.source).copied();
+    let known = lock(&device.functions).get(&launch.source).copied();
     let function = match known {
         Some(function) => function,
         None => {
@@ -179,8 +342,7 @@ fn function(device: &Device, launch: &Launch) -> Result<Function> {
                 compiler::compile(&text, &architecture).map(|compiled| compiled.cubin)
             })?;
             let function = load(&cubin, &launch.source.entry)?;
-            let mut functions = device.functions.lock().unwrap_or_else(PoisonError::into_inner);
-            functions.insert(launch.source.clone(), function);
+            lock(&device.functions).insert(launch.source.clone(), function);
             function
         }
     };
@@ -199,22 +361,21 @@ fn load(cubin: &[u8], entry: &str) -> Result<Function> {
     unsafe { result::module::get_function(module, entry) }.map(Function).map_err(failed)
 }
 
-fn start(device: &Device, function: Function, launch: &Launch, words: &[u64]) -> Result<()> {
+fn start(function: Function, launch: &Launch, words: &[u64], stream: Stream) -> Result<()> {
     let blocks = i32::try_from(launch.blocks).map(|blocks| blocks as u32).map_err(|_| {
         Error::new(ErrorKind::TooLarge { what: "a launch".into(), limit: "2^31 blocks".into() })
     })?;
-    device.enter()?;
     // The only parameter is the struct, whose fields are the words.
     let mut parameters = [words.as_ptr().cast_mut().cast::<c_void>()];
     // SAFETY: the words are the fields of the kernel's parameters, and copied before the call returns; the
-    // buffers that they point to live at least until they are freed in the stream's order.
+    // buffers that they point to live until the run is over.
     unsafe {
         result::launch_kernel(
             function.0,
             (blocks, 1, 1),
             (launch.threads as u32, 1, 1),
             launch.shared_bytes as u32,
-            device.stream(),
+            stream.0,
             &mut parameters,
         )
     }

@@ -3,7 +3,7 @@
 
 use std::collections::HashSet;
 
-use tilewright_cuda::codegen::{Source, Step, Target, lower};
+use tilewright_cuda::codegen::{Source, Target, lower};
 use tilewright_cuda::driver::compiler;
 use tilewright_ir::DType;
 
@@ -64,7 +64,7 @@ fn check(dtype: DType, size: usize, scores: &[&str], targets: &[Target]) {
         let case = Case::of(dtype, sizes, score, Some(&MASKS[0]));
         for target in targets {
             for (_, step) in lower(&case.plan, *target).unwrap().steps {
-                let Step::Launch(launch) = step else { continue };
+                let Some(launch) = step.launch() else { continue };
                 if seen.insert((launch.source.clone(), target.capability)) {
                     let registers = registers(&launch.source, target.capability);
                     println!(
