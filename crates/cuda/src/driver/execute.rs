@@ -1,7 +1,8 @@
 //! Runs a plan on a GPU.
 
 use std::ffi::{CString, c_void};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
+use std::time::Instant;
 
 use cudarc::driver::{result, sys};
 use tilewright_ir::{Error, ErrorKind, Result};
@@ -17,6 +18,13 @@ use crate::codegen::{self, Argument, Launch, Program, Step};
 
 /// Programs of fewer steps are not worth a graph.
 const GRAPH_STEPS: usize = 4;
+
+/// Whether kernels are named on the standard error stream as they are compiled and launched, and each is waited for:
+/// where the environment variable `TILEWRIGHT_TRACE` is set. For finding one that fails or does not end.
+fn traced() -> bool {
+    static TRACED: OnceLock<bool> = OnceLock::new();
+    *TRACED.get_or_init(|| std::env::var_os("TILEWRIGHT_TRACE").is_some())
+}
 
 /// A plan, compiled for a device.
 #[derive(Debug)]
@@ -154,7 +162,9 @@ impl Executable {
         let (addresses, outputs, scratch) = self.memory(inputs)?;
         let _entered = self.device.enter()?;
         let enqueue = |stream| self.ask(&addresses, scratch.address(), stream, &mut || Ok(()));
-        if self.steps.len() < GRAPH_STEPS {
+        if traced() {
+            self.ask(&addresses, scratch.address(), self.device.stream(), &mut || self.device.wait())?;
+        } else if self.steps.len() < GRAPH_STEPS {
             enqueue(self.device.stream())?;
         } else {
             let used = inputs.iter().copied().chain(&outputs).chain([&scratch]).map(DeviceMemory::address);
@@ -278,6 +288,12 @@ impl Executable {
             start(function, launch, &words, stream)
         };
         for ((_, step), ready) in self.program.steps.iter().zip(&self.steps) {
+            if traced()
+                && let Some(launch) = step.launch()
+            {
+                let Launch { source, blocks, threads, shared_bytes, .. } = launch;
+                eprintln!("launch {}: {blocks} × {threads}, {shared_bytes} bytes", source.entry);
+            }
             match (step, ready) {
                 (Step::Zero { place, bytes }, _) => {
                     // SAFETY: within the scratch memory.
@@ -337,11 +353,15 @@ fn function(device: &Device, launch: &Launch) -> Result<Function> {
             let text = launch.source.text();
             let architecture = compiler::architecture(device.target.capability);
             let version = compiler::version()?;
+            let start = Instant::now();
             let key = cache::Key { text: &text, version, architecture: &architecture, options: &OPTIONS };
             let cubin = cache::get_or_compile(cache::folder().as_deref(), &key, || {
                 compiler::compile(&text, &architecture).map(|compiled| compiled.cubin)
             })?;
             let function = load(&cubin, &launch.source.entry)?;
+            if traced() {
+                eprintln!("compiled {} in {:?}", launch.source.entry, start.elapsed());
+            }
             lock(&device.functions).insert(launch.source.clone(), function);
             function
         }

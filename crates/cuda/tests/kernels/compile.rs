@@ -2,6 +2,7 @@
 //! accepted, nothing spills, and registers stay within the estimate that tiles are chosen by. Needs no GPU.
 
 use std::collections::HashSet;
+use std::time::{Duration, Instant};
 
 use tilewright_cuda::codegen::{Source, Target, lower};
 use tilewright_cuda::driver::compiler;
@@ -9,6 +10,7 @@ use tilewright_ir::DType;
 
 use crate::case::{Case, Sizes};
 use crate::table::{MASKS, SCORES};
+use crate::whole_plans;
 
 /// Whether there is a compiler; where there is none, says so, unless `TILEWRIGHT_NVRTC` promises one.
 fn available() -> bool {
@@ -96,4 +98,34 @@ fn warpgroups_keep_to_their_registers_at_every_head_size() {
     for size in [96, 192] {
         check(DType::BF16, size, &["identity"], &[Target::HOPPER]);
     }
+}
+
+/// Every kernel of generated programs is accepted; the dearest to compile are named.
+#[test]
+fn kernels_of_whole_plans_are_accepted() {
+    if !available() {
+        return;
+    }
+    let cases =
+        [whole_plans::ordinary(), whole_plans::gradients(), whole_plans::scans(), whole_plans::attention()];
+    let cases: Vec<_> = cases.into_iter().flatten().collect();
+    let launches =
+        cases.iter().flat_map(|case| case.program.steps.iter().filter_map(|(_, step)| step.launch()));
+    let sources: HashSet<_> = launches.map(|launch| launch.source.clone()).collect();
+    let mut times: Vec<_> = sources
+        .iter()
+        .map(|source| {
+            let start = Instant::now();
+            compiler::compile(&source.text(), "sm_90a")
+                .unwrap_or_else(|error| panic!("{error}\n{}", source.body));
+            (start.elapsed(), source.entry.as_str())
+        })
+        .collect();
+    times.sort_unstable();
+    let total: Duration = times.iter().map(|(time, _)| *time).sum();
+    println!(
+        "{} kernels in {total:?}; the dearest: {:?}",
+        times.len(),
+        &times[times.len().saturating_sub(12)..]
+    );
 }

@@ -20,8 +20,7 @@ fn check(cases: &[Case]) {
     }
 }
 
-#[test]
-fn ordinary_operations() {
+pub fn ordinary() -> Vec<Case> {
     let mut cases = Vec::new();
     for seed in 0..16 {
         let dtype = Random::new(seed ^ 0x9a).pick(&[DType::F64, DType::F32, DType::BF16, DType::F16]);
@@ -30,11 +29,10 @@ fn ordinary_operations() {
         let inputs = random_inputs(&graph, seed);
         cases.push(Case::new(format!("graph {seed}"), graph, inputs));
     }
-    check(&cases);
+    cases
 }
 
-#[test]
-fn gradients_of_ordinary_operations() {
+pub fn gradients() -> Vec<Case> {
     let mut cases = Vec::new();
     for seed in 100..106 {
         let dtype = Random::new(seed).pick(&[DType::F64, DType::F32, DType::F32]);
@@ -44,11 +42,10 @@ fn gradients_of_ordinary_operations() {
         let (graph, inputs) = with_gradients(graph, inputs, &mut Random::new(seed));
         cases.push(Case::new(format!("gradient {seed}"), graph, inputs));
     }
-    check(&cases);
+    cases
 }
 
-#[test]
-fn scans() {
+pub fn scans() -> Vec<Case> {
     let mut cases = Vec::new();
     for seed in 0..8 {
         let dtype = if seed % 2 == 0 { DType::F32 } else { DType::F64 };
@@ -56,16 +53,35 @@ fn scans() {
         let (graph, inputs) = with_gradients(graph, inputs, &mut Random::new(seed));
         cases.push(Case::new(format!("scan {seed}"), graph, inputs));
     }
-    check(&cases);
+    cases
 }
 
-#[test]
-fn attention_between_other_operations() {
+pub fn attention() -> Vec<Case> {
     let mut cases = Vec::new();
     for seed in 40..44 {
         let (graph, inputs) = random_attention_of(DType::F32, seed);
         let (graph, inputs) = with_gradients(graph, inputs, &mut Random::new(seed));
         cases.push(Case::new(format!("attention {seed}"), graph, inputs));
     }
-    check(&cases);
+    cases
+}
+
+#[test]
+fn ordinary_operations() {
+    check(&ordinary());
+}
+
+#[test]
+fn gradients_of_ordinary_operations() {
+    check(&gradients());
+}
+
+#[test]
+fn generated_scans() {
+    check(&scans());
+}
+
+#[test]
+fn attention_between_other_operations() {
+    check(&attention());
 }
