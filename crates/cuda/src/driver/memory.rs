@@ -151,7 +151,7 @@ mod tests {
     fn sizes_are_rounded_by_an_eighth_at_most_and_only_up() {
         for bytes in (0..5000).chain([1 << 20, (1 << 20) + 1, 3 << 29, 123_456_789]) {
             let size = rounded(bytes);
-            assert!(size >= bytes.max(1) && size % 512 == 0, "{bytes}: {size}");
+            assert!(size >= bytes.max(1) && size.is_multiple_of(512), "{bytes}: {size}");
             assert!(size <= bytes + bytes / 8 + 512, "{bytes}: {size}");
             assert_eq!(rounded(size), size, "what is given back must be found again");
         }
