@@ -1,5 +1,6 @@
 //! Launches: what a device runs, in order.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use tilewright_ir::{Error, ErrorKind, Result};
@@ -90,23 +91,6 @@ pub enum Step {
         /// How many.
         bytes: usize,
     },
-    /// A matrix product.
-    Product {
-        /// What a library would do, one after the other; none where it cannot.
-        products: Vec<Product>,
-        /// The kernel that does the same without a library.
-        kernel: Launch,
-    },
-}
-
-impl Step {
-    /// The kernel that runs, where no library does the step.
-    pub fn launch(&self) -> Option<&Launch> {
-        match self {
-            Step::Launch(launch) | Step::Product { kernel: launch, .. } => Some(launch),
-            Step::Zero { .. } => None,
-        }
-    }
 }
 
 /// A plan, as a device runs it.
@@ -114,6 +98,8 @@ impl Step {
 pub struct Program {
     /// What is done, in order; the number says for which of the plan's kernels.
     pub steps: Vec<(usize, Step)>,
+    /// For launches of matrix products, by their place in `steps`: the products that a library would do instead.
+    pub products: BTreeMap<usize, Vec<Product>>,
     /// Bytes of scratch memory that the steps share.
     pub scratch_bytes: usize,
     /// What each site number in the fault word stands for.
@@ -214,11 +200,12 @@ impl<'a> Lowering<'a> {
         self.program.steps.push((self.kernel, Step::Zero { place, bytes }));
     }
 
-    /// Appends a matrix product, unless it has nothing to do.
+    /// Appends a launch, in place of which a library may do some products.
     pub fn product(&mut self, products: Vec<Product>, kernel: Launch) {
-        if kernel.blocks > 0 {
-            self.program.steps.push((self.kernel, Step::Product { products, kernel }));
+        if kernel.blocks > 0 && !products.is_empty() {
+            self.program.products.insert(self.program.steps.len(), products);
         }
+        self.launch(kernel);
     }
 
     /// Appends a launch, unless it has nothing to do.

@@ -12,9 +12,9 @@ use super::compiler::{self, OPTIONS};
 use super::device::{Function, failed, lock};
 use super::faults::Faults;
 use super::graphs::Graphs;
-use super::library::Prepared;
+use super::library::{Library, Prepared};
 use super::{Device, DeviceMemory, Event, Stream, cache};
-use crate::codegen::{self, Argument, Launch, Program, Step};
+use crate::codegen::{self, Argument, Launch, Product, Program, Step};
 
 /// Programs of fewer steps are not worth a graph.
 const GRAPH_STEPS: usize = 4;
@@ -74,7 +74,11 @@ impl Executable {
     pub fn new(device: &Arc<Device>, plan: Plan) -> Result<Executable> {
         let mut program = codegen::lower(&plan, device.target)?;
         let _entered = device.enter()?;
-        let steps = program.steps.iter().map(|(_, step)| ready(device, step)).collect::<Result<Vec<_>>>()?;
+        let steps = program.steps.iter().enumerate().map(|(place, (_, step))| {
+            let products = program.products.get(&place).map_or(&[][..], |products| products);
+            ready(device, step, products)
+        });
+        let steps = steps.collect::<Result<Vec<_>>>()?;
         let (mut inputs, mut outputs, mut places) = (Vec::new(), Vec::new(), Vec::new());
         for buffer in plan.buffers {
             let bytes = buffer.elements * buffer.dtype.size();
@@ -140,8 +144,8 @@ impl Executable {
         self.program.steps.iter().zip(&self.steps).map(|((kernel, step), ready)| {
             let name = match (step, ready) {
                 (Step::Zero { .. }, _) => "zero",
-                (Step::Product { .. }, Ready::Library(..)) => "cublasLt",
-                (Step::Product { kernel: launch, .. } | Step::Launch(launch), _) => &launch.source.entry,
+                (Step::Launch(_), Ready::Library(..)) => "cublasLt",
+                (Step::Launch(launch), _) => &launch.source.entry,
             };
             (*kernel, name)
         })
@@ -289,7 +293,7 @@ impl Executable {
         };
         for ((_, step), ready) in self.program.steps.iter().zip(&self.steps) {
             if traced()
-                && let Some(launch) = step.launch()
+                && let Step::Launch(launch) = step
             {
                 let Launch { source, blocks, threads, shared_bytes, .. } = launch;
                 eprintln!("launch {}: {blocks} × {threads}, {shared_bytes} bytes", source.entry);
@@ -300,16 +304,11 @@ impl Executable {
                     unsafe { result::memset_d8_async(steps + *place as u64, 0, *bytes, stream.0) }
                         .map_err(failed)?;
                 }
-                (Step::Launch(step) | Step::Product { kernel: step, .. }, Ready::Launch(function)) => {
-                    launch(*function, step)?;
-                }
-                (Step::Product { kernel, .. }, Ready::Library(products, function)) => {
-                    let library = self
-                        .device
-                        .library
-                        .as_ref()
-                        .filter(|library| products.iter().all(|product| library.fits(product, &word)));
-                    match library {
+                (Step::Launch(step), Ready::Launch(function)) => launch(*function, step)?,
+                (Step::Launch(kernel), Ready::Library(products, function)) => {
+                    let fits =
+                        |library: &&Library| products.iter().all(|product| library.fits(product, &word));
+                    match self.device.library.as_ref().filter(fits) {
                         Some(library) => products.iter().try_for_each(|product| {
                             // SAFETY: a verified plan's operands lie within their buffers; the workspace is as
                             // large as the largest that any product asks for.
@@ -318,8 +317,7 @@ impl Executable {
                         None => launch(*function, kernel)?,
                     }
                 }
-                (Step::Launch(_) | Step::Product { .. }, Ready::Zero)
-                | (Step::Launch(_), Ready::Library(..)) => unreachable!("made by `ready` of this step"),
+                (Step::Launch(_), Ready::Zero) => unreachable!("made by `ready` of this step"),
             }
             after()?;
         }
@@ -328,21 +326,16 @@ impl Executable {
 }
 
 /// What a step is done by; kernels are compiled at their first use. The device's context is current.
-fn ready(device: &Device, step: &Step) -> Result<Ready> {
-    match step {
-        Step::Zero { .. } => Ok(Ready::Zero),
-        Step::Launch(launch) => Ok(Ready::Launch(function(device, launch)?)),
-        Step::Product { products, kernel } => {
-            let function = function(device, kernel)?;
-            let prepared = device.library.as_ref().and_then(|library| {
-                products.iter().map(|product| library.prepare(*product)).collect::<Option<Vec<_>>>()
-            });
-            Ok(match prepared {
-                Some(prepared) if !prepared.is_empty() => Ready::Library(prepared, function),
-                _ => Ready::Launch(function),
-            })
-        }
-    }
+fn ready(device: &Device, step: &Step, products: &[Product]) -> Result<Ready> {
+    let Step::Launch(launch) = step else { return Ok(Ready::Zero) };
+    let function = function(device, launch)?;
+    let prepared = device.library.as_ref().and_then(|library| {
+        products.iter().map(|product| library.prepare(*product)).collect::<Option<Vec<_>>>()
+    });
+    Ok(match prepared {
+        Some(prepared) if !prepared.is_empty() => Ready::Library(prepared, function),
+        _ => Ready::Launch(function),
+    })
 }
 
 fn function(device: &Device, launch: &Launch) -> Result<Function> {

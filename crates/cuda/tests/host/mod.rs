@@ -46,7 +46,7 @@ impl Kernels {
         let mut numbers = HashMap::new();
         let mut sources = Vec::new();
         for (_, step) in programs.into_iter().flat_map(|program| &program.steps) {
-            let Some(launch) = step.launch() else { continue };
+            let Step::Launch(launch) = step else { continue };
             numbers.entry((*launch.source).clone()).or_insert_with(|| {
                 sources.push(launch.source.clone());
                 sources.len() - 1
@@ -134,7 +134,7 @@ impl Kernels {
                         word(x, &mut file);
                     }
                 }
-                Step::Launch(launch) | Step::Product { kernel: launch, .. } => {
+                Step::Launch(launch) => {
                     let kernel = self.numbers[&*launch.source];
                     let sizes = [kernel, launch.blocks, launch.threads, launch.shared_bytes];
                     for x in sizes {

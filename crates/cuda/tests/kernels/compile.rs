@@ -4,7 +4,7 @@
 use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
-use tilewright_cuda::codegen::{Source, Target, lower};
+use tilewright_cuda::codegen::{Source, Step, Target, lower};
 use tilewright_cuda::driver::compiler;
 use tilewright_ir::DType;
 
@@ -66,7 +66,7 @@ fn check(dtype: DType, size: usize, scores: &[&str], targets: &[Target]) {
         let case = Case::of(dtype, sizes, score, Some(&MASKS[0]));
         for target in targets {
             for (_, step) in lower(&case.plan, *target).unwrap().steps {
-                let Some(launch) = step.launch() else { continue };
+                let Step::Launch(launch) = step else { continue };
                 if seen.insert((launch.source.clone(), target.capability)) {
                     let registers = registers(&launch.source, target.capability);
                     println!(
