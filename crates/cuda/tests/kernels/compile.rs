@@ -109,9 +109,12 @@ fn kernels_of_whole_plans_are_accepted() {
     let cases =
         [whole_plans::ordinary(), whole_plans::gradients(), whole_plans::scans(), whole_plans::attention()];
     let cases: Vec<_> = cases.into_iter().flatten().collect();
-    let launches =
-        cases.iter().flat_map(|case| case.program.steps.iter().filter_map(|(_, step)| step.launch()));
-    let sources: HashSet<_> = launches.map(|launch| launch.source.clone()).collect();
+    let steps = cases.iter().flat_map(|case| &case.program.steps);
+    let source = |(_, step): &(usize, Step)| match step {
+        Step::Launch(launch) => Some(launch.source.clone()),
+        Step::Zero { .. } => None,
+    };
+    let sources: HashSet<_> = steps.filter_map(source).collect();
     let mut times: Vec<_> = sources
         .iter()
         .map(|source| {
