@@ -255,3 +255,51 @@ def test_another_backend_is_refused_where_it_would_be_wrong() -> None:
     compiled = torch.compile(lambda x: associative_scan(lambda l, r: l + r, x, dim=1), backend="eager")
     with pytest.raises(tilewright.ArgumentError, match="inductor"):
         compiled(x)
+
+
+def test_what_else_a_model_does_stays() -> None:
+    """Writes in place whose results nobody uses, and the model's own ``vmap``, beside a mask that PyTorch made."""
+    tilewright.torch.enable()
+
+    class Counting(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.calls: Tensor
+            self.register_buffer("calls", torch.zeros(2))
+
+        def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            self.calls.add_(1)
+            self.calls[1] = q.shape[2]
+            q = torch.vmap(torch.vmap(lambda row: row / (1 + row.norm())))(q)
+            mask = torch_flex.create_block_mask(lambda b, h, i, j: i >= j, None, None, 8, 8, device="cpu", BLOCK_SIZE=4)
+            out: Tensor = torch_flex.flex_attention(q, k, v, block_mask=mask)
+            whole: Tensor = torch_flex.flex_attention(q, k, v)
+            return out + whole
+
+    q, k, v = (torch.randn(1, 2, 8, 4, requires_grad=True) for _ in range(3))
+    model = Counting()
+    compiled = torch.compile(model, fullgraph=True)
+    found = [compiled(q, k, v) for _ in range(3)][-1]
+    assert model.calls.tolist() == [3.0, 8.0]
+    rows = torch.vmap(torch.vmap(lambda row: row / (1 + row.norm())))(q)
+    mask = create_block_mask(lambda b, h, i, j: i >= j, None, None, 8, 8, device="cpu")
+    golden = flex_attention(rows, k, v, block_mask=mask) + flex_attention(rows, k, v)
+    torch.testing.assert_close(found, golden)
+    for a, b in zip(*(torch.autograd.grad(out.square().sum(), (q, k, v)) for out in (found, golden))):
+        torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_inference(dtype: torch.dtype) -> None:
+    q, k, v = (torch.randn(1, 2, 17, 8, dtype=dtype) for _ in range(3))
+    bias = nn.Parameter(torch.randn(2, 33, dtype=dtype))
+
+    def function(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return flex_attention(q, k, v, lambda s, b, h, i, j: s + bias[h, i - j + 16])
+
+    compiled = torch.compile(function, fullgraph=True)
+    with torch.no_grad():
+        assert torch.equal(compiled(q, k, v), function(q, k, v))
+    # Asked for a gradient after all.
+    for a, b in zip(*(torch.autograd.grad(f(q, k, v).sum(), bias) for f in (compiled, function))):
+        torch.testing.assert_close(a, b)

@@ -20,13 +20,9 @@ from tilewright._trace.types import CATEGORY, category_of, promote
 Number: TypeAlias = "bool | int | float"
 
 
-def number_of(value: Any) -> Number | None:
-    """A number as Python's own, also of NumPy's types; ``None`` for anything else."""
-    if isinstance(value, (bool, int, float)):
-        return value
-    if isinstance(value, numbers.Real) and hasattr(value, "item"):
-        return cast(Number, cast(Any, value).item())
-    return None
+def number_of_numpy(value: object) -> Any:
+    """A number of NumPy's types as Python's own; ``None`` for anything else."""
+    return cast(Any, value).item() if isinstance(value, numbers.Real) and hasattr(value, "item") else None
 
 
 #: Operations whose text must say the type of the result.
@@ -49,6 +45,9 @@ class Library:
     parse_kind: Callable[[object], str | None]
     #: The element type of a Python float among whole numbers.
     default_float: Callable[[], str]
+    #: What stands for a number of the library's own kind: one of Python's, or an array without axes; ``None`` for
+    #: anything that is no number.
+    number: Callable[[object], Any] = number_of_numpy
 
 
 class Value:
@@ -76,7 +75,8 @@ class Value:
 
 def written_type(kind: str, shape: Sequence[int]) -> str:
     """A type as the compiler writes it: ``f32[2, 3]``."""
-    return f"{kind}{list(shape)}"
+    # An extent that is a symbol becomes the number that it stands for now.
+    return f"{kind}{[int(extent) for extent in shape]}"
 
 
 def _user_frame() -> tuple[str, int]:
@@ -192,7 +192,7 @@ class Region:
     def input(self, array: Any) -> Value:
         """The program's input for an array."""
         number = len(self.inputs)
-        shape = tuple(int(extent) for extent in array.shape)
+        shape = tuple(array.shape)
         value = self.library.traced(self, f"%x{number}", self.library.kind_of(array), shape, f"${number}")
         self.inputs.append(array)
         self._seen[id(array)] = value
@@ -207,10 +207,10 @@ class Region:
         elif self.library.is_array(value):
             lifted = self.capture(value)
         else:
-            number = number_of(value)
-            if number is None:
-                raise _no_operand(value)
-            return self.constant(number, kind or self._number_kind(number))
+            number = self._number(value)
+            if isinstance(number, (bool, int, float)):
+                return self.constant(number, kind or self._number_kind(number))
+            lifted = self.capture(number)
         return lifted if kind is None or lifted.kind == kind else self.emit("cast", [lifted], kind, lifted._shape)
 
     def _number_kind(self, number: Number) -> str:
@@ -218,11 +218,16 @@ class Region:
 
     def kind_of(self, value: Any) -> str:
         """The element type of a traced value or array."""
-        if isinstance(value, Value):
-            return value.kind
-        if not self.library.is_array(value):
-            raise _no_operand(value)
-        return self.library.kind_of(value)
+        return value.kind if isinstance(value, Value) else self.library.kind_of(value)
+
+    def _number(self, value: Any) -> Any:
+        """A number of another kind than Python's, as one of Python's or an array without axes."""
+        number = self.library.number(value)
+        if number is None:
+            raise refuse(
+                f"a {type(value).__name__} where an array or a number is expected", "convert it before the call"
+            )
+        return number
 
     def result_kind(self, values: Sequence[Any]) -> str:
         """PyTorch's promotion: by category, and in a category arrays come before rank-0 values, those before numbers."""
@@ -230,9 +235,13 @@ class Region:
         scalars: str | None = None
         category = 0
         for value in values:
-            number = number_of(value)
-            if number is not None:
-                category = max(category, category_of(number))
+            if isinstance(value, (bool, int, float)):
+                category = max(category, category_of(value))
+                continue
+            if not isinstance(value, Value) and not self.library.is_array(value):
+                number = self._number(value)
+                plain = isinstance(number, (bool, int, float))
+                category = max(category, category_of(number) if plain else CATEGORY[self.library.kind_of(number)])
                 continue
             kind = self.kind_of(value)
             if value.ndim > 0:
@@ -265,10 +274,6 @@ def region_of(*values: Any) -> Region:
             "call it inside a function that is traced; outside of one, use your array library's own",
         )
     return found
-
-
-def _no_operand(value: Any) -> TraceError:
-    return refuse(f"a {type(value).__name__} where an array or a number is expected", "convert it before the call")
 
 
 def _encloses(outer: Region, inner: Region) -> bool:

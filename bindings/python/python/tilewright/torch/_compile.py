@@ -91,7 +91,7 @@ class ReplaceCalls(CustomGraphPass):
 
     def uuid(self) -> str:
         """Changes when the pass does."""
-        return f"tilewright-{_native.__version__}-3"
+        return f"tilewright-{_native.__version__}-4"
 
 
 def install() -> None:

@@ -15,7 +15,7 @@ from tilewright import _program
 from tilewright._errors import TraceError
 from tilewright._scan import Order
 from tilewright._scan import scan as write_scan
-from tilewright._trace.region import Region, Value
+from tilewright._trace.region import Library, Region, Value
 from tilewright._trace.types import score_kind
 from tilewright.torch._reads import Reads, reads, watched
 from tilewright.torch._values import DTYPES, LIBRARY, WIDENED, kind_of
@@ -69,12 +69,13 @@ def attention(
     mask_mod: MaskMod | None,
     scale: float,
     results: Sequence[str] | None = None,
+    library: Library = LIBRARY,
 ) -> Program:
     """The program of an attention call, with some or all of its results."""
     operands = (query, key, value)
 
     def trace() -> Program:
-        graph = Region(LIBRARY)
+        graph = Region(library)
         q, k, v = [graph.input(tensor) for tensor in operands]
         named = _program.attention(q, k, v, score_mod, mask_mod, scale)
         return _program.text_of(graph, [named[name] for name in results or named]), graph.inputs[3:]
@@ -91,6 +92,7 @@ def scan(
     order: Order,
     init: Sequence[Tensor] | None = None,
     segments: Tensor | None = None,
+    library: Library = LIBRARY,
 ) -> Program:
     """The program of a scan over ``leaves``; its inputs are they, then ``init`` and ``segments`` where they are given."""
     operands = [*leaves, *(init or ()), *([] if segments is None else [segments])]
@@ -103,7 +105,7 @@ def scan(
         return results
 
     def trace() -> Program:
-        graph = Region(LIBRARY)
+        graph = Region(library)
         values = [graph.input(operand) for operand in operands]
         elements, rest = values[: len(leaves)], values[len(leaves) :]
         flags = None if segments is None else rest.pop()

@@ -6,6 +6,7 @@ is run on traced values as a user's function is outside of ``torch.compile``, so
 
 from __future__ import annotations
 
+import dataclasses
 import operator
 from collections.abc import Callable, Iterable
 from typing import Any, TypeAlias, cast
@@ -22,6 +23,8 @@ from tilewright._trace.region import Value
 from tilewright.torch import _operator as _operator  # registers the operator
 from tilewright.torch import _program
 from tilewright.torch._block_mask import block_table, from_table
+from tilewright.torch._unused import remove_unused
+from tilewright.torch._values import LIBRARY
 
 LOG2 = 0.6931471805599453
 
@@ -31,39 +34,58 @@ FUNCTION_ONLY = 1 << 30
 
 def replace_calls(graph: fx.Graph) -> None:
     """Replaces each call of PyTorch's operators in place."""
+    given: list[fx.Node] = []
     for node in list(graph.nodes):
-        if node.op == "call_function" and node.target is flex_attention_op:
-            _replace_attention(graph, node)
-        elif node.op == "call_function" and node.target is associative_scan_op:
-            _replace_torchs_scan(graph, node)
-        elif node.op == "call_function" and node.target in (torch.ops.tilewright.scan, torch.ops.tilewright.scan.default):
-            _replace_scan(graph, node)
-    graph.eliminate_dead_code()
+        replace = _REPLACE.get(node.target) if node.op == "call_function" else None
+        if replace is not None:
+            given += node.all_input_nodes
+            replace(graph, node)
+    if given:
+        remove_unused(graph, given)
+
+
+_SYMBOLS = (torch.SymInt, torch.SymFloat)
 
 
 class _Captures:
-    """The tensors that functions read, by the nodes that make them; while functions are traced, examples stand for them."""
+    """The tensors that functions read, by the nodes that make them; while functions are traced, examples stand for them.
+
+    A number that is known only when the graph runs, such as a length, becomes a tensor without axes.
+    """
 
     def __init__(self, graph: fx.Graph) -> None:
         self.graph = graph
+        self.library = dataclasses.replace(LIBRARY, number=self._number)
         self._nodes: dict[int, fx.Node] = {}
-        self._kept: list[Tensor] = []
+        self._kept: list[Any] = []
+        self._tensors: dict[fx.Node, Tensor] = {}
 
-    def add(self, example: Tensor, node: fx.Node) -> None:
-        """Notes what makes a tensor."""
+    def add(self, example: Any, node: fx.Node) -> None:
+        """Notes what makes a tensor or a number."""
         self._nodes[id(example)] = node
         self._kept.append(example)
+
+    def _number(self, value: Any) -> Any:
+        node = self._nodes.get(id(value)) if isinstance(value, _SYMBOLS) else None
+        if node is None:
+            return LIBRARY.number(value)
+        if node not in self._tensors:
+            dtype = torch.int64 if isinstance(value, torch.SymInt) else torch.float64
+            made = self.graph.call_function(torch.full, ((), node), {"dtype": dtype})
+            made.meta["example_value"] = self._tensors[node] = torch.zeros((), dtype=dtype)
+            self.add(self._tensors[node], made)
+        return self._tensors[node]
 
     def example(self, node: Any) -> Any:
         """What stands for a node's value; a number is itself."""
         example = _example(node)
-        if isinstance(node, fx.Node) and isinstance(example, Tensor):
+        if isinstance(node, fx.Node) and isinstance(example, (Tensor, *_SYMBOLS)):
             self.add(example, node)
         return example
 
     def node(self, value: Any) -> Any:
-        """The node that makes a tensor; a number is itself."""
-        return self._nodes[id(value)] if isinstance(value, Tensor) else value
+        """The node that makes a tensor or a symbol; a number is itself."""
+        return self._nodes[id(value)] if isinstance(value, (Tensor, *_SYMBOLS)) else value
 
 
 class _Body(fx.Interpreter):
@@ -74,9 +96,9 @@ class _Body(fx.Interpreter):
         self._captures = captures
 
     def run_node(self, n: fx.Node) -> Any:
-        """As ever, and notes what makes a tensor."""
+        """As ever, and notes what makes a tensor or a symbol."""
         result = super().run_node(n)
-        if isinstance(result, Tensor) and n.op in ("call_function", "call_method"):
+        if isinstance(result, (Tensor, *_SYMBOLS)) and n.op in ("call_function", "call_method"):
             arguments = map_arg((n.args, n.kwargs), lambda inner: self._captures.node(self.env[inner]))
             args, kwargs = cast("tuple[tuple[Any, ...], dict[str, Any]]", arguments)
             node = self._captures.graph.create_node(n.op, n.target, args, kwargs)
@@ -87,6 +109,10 @@ class _Body(fx.Interpreter):
 
 def _example(node: Any) -> Any:
     return node.meta["example_value"] if isinstance(node, fx.Node) else node
+
+
+def _is_tensor(node: fx.Node) -> bool:
+    return isinstance(node.meta.get("example_value"), Tensor)
 
 
 def _module(graph: fx.Graph, node: fx.Node) -> fx.GraphModule:
@@ -128,10 +154,17 @@ def _replace_attention(graph: fx.Graph, node: fx.Node) -> None:
             sizes = (_example(blocks[-3]), _example(blocks[-2]))
             mask_function = from_table(captures.example(table), sizes, mask_function)
         operands = (_example(query), _example(key), _example(value))
-        program, read = _program.attention(*operands, score_function, mask_function, float(_example(scale)))
+        learned = any(_example(item).requires_grad for item in node.all_input_nodes if _is_tensor(item))
+        results = _program.attention_results(
+            operands[0].dtype, lse=True, maximum=True, derivative=learned and torch.is_grad_enabled()
+        )
+        program, read = _program.attention(
+            *operands, score_function, mask_function, float(_example(scale)), results, captures.library
+        )
         call = _call(graph, [query, key, value, *map(captures.node, read)], program)
         out = graph.call_function(_pick, (call, 0))
-        statistics = [graph.call_function(_in_base_two, (graph.call_function(_pick, (call, i)),)) for i in (1, 2)]
+        places = [results.index(name) for name in ("lse", "max")]
+        statistics = [graph.call_function(_in_base_two, (graph.call_function(_pick, (call, i)),)) for i in places]
     _substitute(graph, node, [out, *statistics])
 
 
@@ -229,6 +262,7 @@ def _scan(
         order,
         start,
         None if segments is None else _example(segments),
+        captures.library,
     )
     call = _call(graph, [*operands, *map(captures.node, read)], program)
     return [graph.call_function(_pick, (call, i)) for i in range(len(leaves))]
@@ -279,3 +313,11 @@ def _unflipped(graph: fx.Graph, node: fx.Node, index: int, result: fx.Node) -> f
                 graph.erase_node(flip)
     with graph.inserting_before(node):
         return graph.call_function(torch.flip, (result, [0]))
+
+
+_REPLACE: dict[Any, Callable[[fx.Graph, fx.Node], None]] = {
+    flex_attention_op: _replace_attention,
+    associative_scan_op: _replace_torchs_scan,
+    torch.ops.tilewright.scan: _replace_scan,
+    torch.ops.tilewright.scan.default: _replace_scan,
+}

@@ -17,7 +17,7 @@ from torch import Tensor
 from tilewright._errors import TraceError
 from tilewright._trace.elementwise import Operation
 from tilewright._trace.operations import operation, record
-from tilewright._trace.region import Library
+from tilewright._trace.region import Library, number_of_numpy
 from tilewright._trace.types import LONG_NAMES, is_float
 from tilewright._trace.value import Traced
 
@@ -100,6 +100,15 @@ def _operation(func: Callable[..., Any]) -> tuple[Operation | None, str]:
     return operation(name), f"torch.{name}"
 
 
+def _number(value: object) -> Any:
+    """A symbol of PyTorch's compiler as the number that it stands for now, on which PyTorch then depends."""
+    if isinstance(value, torch.SymInt):
+        return int(value)
+    if isinstance(value, torch.SymFloat):
+        return float(value)
+    return bool(value) if isinstance(value, torch.SymBool) else number_of_numpy(value)
+
+
 LIBRARY = Library(
     module="torch",
     traced=TorchTraced,
@@ -107,4 +116,5 @@ LIBRARY = Library(
     kind_of=kind_of,
     parse_kind=parse_kind,
     default_float=lambda: _KINDS[torch.get_default_dtype()],
+    number=_number,
 )
