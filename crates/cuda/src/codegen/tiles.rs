@@ -128,6 +128,85 @@ pub fn hopper_tiles(needs: Needs, shared_bytes: usize) -> Option<HopperTiles> {
     [128, 64].map(measured).into_iter().find(|found| possible && fits(found)).map(|(tiles, _)| tiles)
 }
 
+/// What the one pass of the gradient on Hopper needs, as far as tiles depend on it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct OnePassNeeds {
+    /// Size of a query or key vector.
+    pub head_size: usize,
+    /// Size of a value vector.
+    pub value_size: usize,
+    /// Whether a mask stands in the way of whole products.
+    pub masked: bool,
+    /// Terms that are summed by query.
+    pub rows: usize,
+    /// Terms that are summed by head.
+    pub heads: usize,
+    /// Terms that are summed along diagonals.
+    pub diagonals: usize,
+}
+
+/// The tiles of the one pass: 128 keys, two warpgroups of 64 each, two stages of queries.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct OnePassTiles {
+    /// Queries of a tile.
+    pub columns: usize,
+    /// Head size, padded to whole panels.
+    pub head: usize,
+    /// Value size, padded.
+    pub value: usize,
+    /// Registers of a thread of the warpgroup that brings the tiles.
+    pub producer_registers: usize,
+    /// Registers of a thread of the two that multiply.
+    pub consumer_registers: usize,
+    /// Floats of shared memory for what a warp exchanges.
+    pub scratch_floats: usize,
+    /// Floats of shared memory for sums of terms.
+    pub term_floats: usize,
+    /// Bytes of shared memory.
+    pub shared_bytes: usize,
+}
+
+impl OnePassTiles {
+    /// What the passes have in common.
+    pub fn common(&self) -> Tiles {
+        let OnePassTiles { columns, head, value, shared_bytes, consumer_registers: registers, .. } = *self;
+        Tiles { warps: 8, columns, slices: 1, head, value, shared_bytes, registers }
+    }
+}
+
+/// The tiles of the gradient's one pass on Hopper; none where they do not fit.
+pub fn one_pass_tiles(needs: OnePassNeeds, shared_bytes: usize) -> Option<OnePassTiles> {
+    const KEYS: usize = 128;
+    let (head, value) = (needs.head_size.next_multiple_of(64), needs.value_size.next_multiple_of(64));
+    // Sums of keys' and values' cotangents, scores and slopes take half a register a column each: 192 at most.
+    let columns = match (head, value) {
+        (64, 64) if std::env::var("TW_C64").is_err() => 128,
+        (64 | 128, 64 | 128) => 64,
+        _ => return None,
+    };
+    let panels: usize = if needs.masked { 2 * (16 * (columns + 1) + 64) } else { 0 };
+    let flags = if needs.masked { 256 * columns / 64 } else { 0 };
+    let diagonals = if needs.diagonals > 0 { 64 * (columns + 8) } else { 0 };
+    let scratch_floats = panels.max(flags).max(diagonals).next_multiple_of(8);
+    let of_diagonals = 16 * (columns + 16) + 256;
+    let term_floats = 16 * columns * needs.rows + of_diagonals * needs.diagonals + 8 * needs.heads;
+    let term_floats = term_floats.next_multiple_of(4);
+    let elements = KEYS * (head + value) + 2 * columns * (head + value) + 2 * KEYS * columns;
+    let floats = columns * head + 4 * columns + scratch_floats + term_floats;
+    let tiles = OnePassTiles {
+        columns,
+        head,
+        value,
+        producer_registers: 40,
+        consumer_registers: 232,
+        scratch_floats,
+        term_floats,
+        // Barriers, tiles under way and the ticket.
+        shared_bytes: 2 * elements + 4 * floats + 7 * 8 + 2 * 16 + 8,
+    };
+    (tiles.shared_bytes <= shared_bytes).then_some(tiles)
+}
+
 fn measured(pass: Pass, needs: Needs, warps: usize, columns: usize, slices: usize) -> Tiles {
     let head = needs.head_size.max(1).next_multiple_of(16 * slices);
     let value = needs.value_size.max(1).next_multiple_of(16 * slices);

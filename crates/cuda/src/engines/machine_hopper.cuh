@@ -46,6 +46,66 @@ DEVICE unsigned long long panel_of(const void* start, int stride) {
     return address | 1ull << 16 | (unsigned long long)(stride >> 4) << 32 | 1ull << 62;
 }
 
+// The same of an operand whose rows, as it lies there, are the product's depth: the panels of its next 64 columns are
+// `between` bytes away.
+DEVICE unsigned long long turned_panels(const void* start, int between) {
+    unsigned long long address = shared_address(start) >> 4 & 0x3fff;
+    return address | (unsigned long long)(between >> 4) << 16 | 64ull << 32 | 1ull << 62;
+}
+
+// Keeps uses of a product's sums behind the wait for it.
+template <int BLOCKS>
+DEVICE void hold(float (&sums)[BLOCKS][4]) {
+#pragma unroll
+    for (int i = 0; i < 4 * BLOCKS; ++i) asm volatile("" : "+f"(sums[i / 4][i % 4])::"memory");
+}
+
+// Waits until so many threads have come to the barrier of this number; 1 and 2 are those of warpgroups.
+DEVICE void meet(int number, int threads) {
+    asm volatile("barrier.cta.sync.aligned %0, %1;" ::"r"(number), "r"(threads) : "memory");
+}
+
+// Floats from shared memory to memory, asynchronously: stored, or added to what is there. `bytes` is a multiple of 16.
+DEVICE void store_in_bulk(float* to, const float* from, int bytes) {
+    asm volatile("cp.async.bulk.global.shared::cta.bulk_group [%0], [%1], %2;" ::"l"(to), "r"(shared_address(from)),
+                 "r"(bytes)
+                 : "memory");
+}
+DEVICE void add_in_bulk(float* to, const float* from, int bytes) {
+    asm volatile("cp.reduce.async.bulk.global.shared::cta.bulk_group.add.f32 [%0], [%1], %2;" ::"l"(to),
+                 "r"(shared_address(from)), "r"(bytes)
+                 : "memory");
+}
+// Until shared memory has been read; until all is done. The first of the two begins the wait.
+DEVICE void wait_for_bulk_reads() {
+    asm volatile("cp.async.bulk.commit_group;\ncp.async.bulk.wait_group.read 0;" ::: "memory");
+}
+DEVICE void wait_for_bulk() { asm volatile("cp.async.bulk.wait_group 0;" ::: "memory"); }
+
+// Flags in memory by which blocks wait for one another, and numbers in the order in which they are asked for.
+DEVICE int load_acquire(const int* flag) {
+    int x;
+    asm volatile("ld.acquire.gpu.global.s32 %0, [%1];\nfence.proxy.async;" : "=r"(x) : "l"(flag) : "memory");
+    return x;
+}
+DEVICE void store_release(int* flag, int x) {
+    asm volatile("fence.proxy.async;\nst.release.gpu.global.s32 [%0], %1;" ::"l"(flag), "r"(x) : "memory");
+}
+DEVICE int take_ticket(int* counter) { return atomicAdd(counter, 1); }
+
+// A number that all lanes of a warp have, so that the compiler knows it for one.
+DEVICE int uniform(int x) { return __shfl_sync(~0u, x, 0); }
+
+// The same number, of which the compiler does not know that: what is made of it is not kept ready for a path that is
+// hardly ever taken.
+DEVICE int anew(int x) {
+    asm volatile("" : "+r"(x));
+    return x;
+}
+
+// The lowest bit that is set.
+DEVICE int lowest_bit(unsigned x) { return __ffs(x) - 1; }
+
 // Whether x holds in any thread of the warpgroup; waits for all of it. `number` names the warpgroup.
 template <int NUMBER>
 DEVICE bool any_in_named(bool x) {

@@ -50,7 +50,7 @@ struct Block {
     std::vector<int> idle;  // waiting for another thread to change something
     bool last_first = false;
     Group all;
-    std::vector<Group> warps, warpgroups;
+    std::vector<Group> warps, warpgroups, named;
     int current = 0;
     Place scheduler;
     unsigned char* shared = nullptr;
@@ -127,6 +127,7 @@ inline void run_block(void (*kernel)(const void*), const void* parameters, long 
     block.all = Group{threads};
     block.warps.assign((threads + 31) / 32, Group{32});
     block.warpgroups.assign((threads + 127) / 128, Group{128});
+    block.named.assign(16, Group{});
     block.ready.clear();
     block.idle.clear();
     for (int i = threads - 1; i >= 0; --i) {

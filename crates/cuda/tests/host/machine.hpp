@@ -244,6 +244,39 @@ DEVICE void close_products() {}
 template <int N>
 DEVICE void wait_for_products_but() {}
 
+template <int BLOCKS>
+DEVICE void hold(float (&)[BLOCKS][4]) {}
+DEVICE void meet(int number, int threads) {
+    host::Group& group = host::block.named[number];
+    group.size = threads;
+    host::meet(group, [] {});
+}
+DEVICE void store_in_bulk(float* to, const float* from, int bytes) {
+    if ((size_t)to % 16 != 0 || (size_t)from % 16 != 0 || bytes % 16 != 0) host::fail("a bulk copy that is not aligned");
+    memcpy(to, from, bytes);
+}
+DEVICE void add_in_bulk(float* to, const float* from, int bytes) {
+    if ((size_t)to % 16 != 0 || (size_t)from % 16 != 0 || bytes % 16 != 0) host::fail("a bulk copy that is not aligned");
+    for (int i = 0; i < bytes / 4; ++i) to[i] += from[i];
+}
+DEVICE void wait_for_bulk_reads() {}
+DEVICE void wait_for_bulk() {}
+// Blocks run one after another: whoever waits for a later one waits for ever.
+DEVICE int load_acquire(const int* flag) {
+    static const int* last = nullptr;
+    static int seen = 0, times = 0;
+    times = flag == last && *flag == seen ? times + 1 : 0;
+    if (times > 1000) host::fail("a block waits for one that has not begun");
+    last = flag;
+    seen = *flag;
+    return seen;
+}
+DEVICE void store_release(int* flag, int x) { *flag = x; }
+DEVICE int take_ticket(int* counter) { return (*counter)++; }
+DEVICE int uniform(int x) { return x; }
+DEVICE int anew(int x) { return x; }
+DEVICE int lowest_bit(unsigned x) { return __builtin_ffs(x) - 1; }
+
 DEVICE bool any_in_warpgroup(bool x, int) {
     static bool so_far[8], result[8];
     int group = host::block.current / 128;
@@ -255,14 +288,20 @@ DEVICE bool any_in_warpgroup(bool x, int) {
     return result[group];
 }
 
-// Of the machine's descriptor: the address in shared memory, and the bytes between groups of 8 rows.
-DEVICE unsigned long long panel_of(const void* start, int stride) {
-    return (unsigned long long)((const unsigned char*)start - host::block.shared) | (unsigned long long)stride << 32;
+// Of the machine's descriptor: the address in shared memory, the bytes between groups of 8 rows, and those between
+// panels; the latter two in units of 16.
+DEVICE unsigned long long descriptor(const void* start, int stride, int between) {
+    size_t address = (const unsigned char*)start - host::block.shared;
+    return address | (unsigned long long)(stride / 16) << 20 | (unsigned long long)(between / 16) << 40;
 }
+DEVICE unsigned long long panel_of(const void* start, int stride) { return descriptor(start, stride, 0); }
+DEVICE unsigned long long turned_panels(const void* start, int between) { return descriptor(start, 1024, between); }
 template <typename E>
 DEVICE float panel_read(unsigned long long panel, int row, int column) {
+    constexpr int FIELD = (1 << 20) - 1;
+    size_t stride = (panel >> 20 & FIELD) * 16, between = (panel >> 40 & FIELD) * 16;
     // Parts of 16 bytes are exchanged by bits of the address.
-    size_t address = (unsigned)panel + row / 8 * (panel >> 32) + row % 8 * 128 + column * 2;
+    size_t address = (panel & FIELD) + column / 64 * between + row / 8 * stride + row % 8 * 128 + column % 64 * 2;
     address ^= address >> 3 & 0x70;
     E x;
     memcpy(&x, host::block.shared + address, 2);

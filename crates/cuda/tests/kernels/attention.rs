@@ -337,3 +337,82 @@ fn nothing_of_a_masked_pair_shows_by_warpgroups() {
         case.check(&found);
     }
 }
+
+/// A gradient that is done in one pass, by warpgroups.
+fn one_pass(dtype: DType, sizes: Sizes, score: &str, mask: Option<&Mask>) -> Case {
+    let score = SCORES.iter().find(|known| known.name == score).expect("a score function of the table");
+    let case = Case::of(dtype, sizes, score, mask);
+    let mut entries = case.program.steps.iter().filter_map(|(_, step)| match step {
+        Step::Launch(launch) => Some(launch.source.entry.as_str()),
+        Step::Zero { .. } => None,
+    });
+    assert!(entries.any(|entry| entry == "attention_backward_hopper"), "{}", case.label);
+    case
+}
+
+#[test]
+fn gradients_by_warpgroups() {
+    let wide = Sizes { head_size: 128, value_size: 128, queries: 70, keys: 140, heads: 2, ..LONG };
+    let cases = [
+        one_pass(DType::BF16, LONG, "identity", None),
+        one_pass(DType::BF16, wide, "squared", Some(&MASKS[0])),
+        one_pass(DType::F16, wide, "softcap", None),
+        one_pass(DType::F16, LONG, "alibi", Some(&MASKS[1])),
+        one_pass(DType::BF16, Sizes { head_size: 104, value_size: 40, ..wide }, "identity", Some(&MASKS[3])),
+        one_pass(DType::BF16, Sizes { batch: 2, ..LONG }, "head gain", Some(&MASKS[2])),
+    ];
+    check(&cases);
+}
+
+#[test]
+fn captured_gradients_by_warpgroups() {
+    let wide = Sizes { head_size: 128, value_size: 128, queries: 200, keys: 140, heads: 1, ..LONG };
+    let far = Sizes { queries: 250, keys: 130, batch: 2, key_batch: 2, ..LONG };
+    let cases = [
+        one_pass(DType::BF16, LONG, "key bias", Some(&MASKS[0])),
+        one_pass(DType::F16, wide, "query gain", None),
+        one_pass(DType::BF16, LONG, "query gain", Some(&MASKS[1])),
+        one_pass(DType::BF16, far, "relative", Some(&MASKS[1])),
+        one_pass(DType::BF16, wide, "relative", None),
+        one_pass(DType::F16, Sizes { queries: 100, ..wide }, "sum", Some(&MASKS[0])),
+        one_pass(DType::BF16, Sizes { queries: 90, keys: 150, ..LONG }, "relative and sum", Some(&MASKS[2])),
+        one_pass(DType::BF16, LONG, "query and key", None),
+        one_pass(DType::BF16, LONG, "head gate", Some(&MASKS[3])),
+        one_pass(DType::BF16, LONG, "window table", None),
+        one_pass(DType::BF16, LONG, "graph distance", None),
+        one_pass(DType::BF16, LONG, "indirect", None),
+    ];
+    check(&cases);
+}
+
+#[test]
+fn nothing_of_a_masked_pair_shows_in_one_pass() {
+    let mut cases = Vec::new();
+    let wide = Sizes { head_size: 128, value_size: 128, queries: 70, keys: 140, heads: 1, ..LONG };
+    for (poison, sizes) in [(f64::NAN, LONG), (f64::INFINITY, wide)] {
+        for (mask, hides_keys) in [(&MASKS[2], true), (&MASKS[1], false)] {
+            let case = one_pass(DType::BF16, sizes, "identity", Some(mask));
+            let hidden =
+                |row: usize| if hides_keys { row % sizes.keys % 3 != 1 } else { row % sizes.queries < 5 };
+            let cotangent = case.inputs.len() - 2;
+            let poisoned = if hides_keys { [1, 2] } else { [0, cotangent] };
+            let mut inputs = bytes(&case.inputs);
+            for number in poisoned {
+                let ty = case.inputs[number].ty().clone();
+                let size = ty.shape[3];
+                let numbers = case.inputs[number].to_f64s().into_iter().enumerate();
+                let numbers: Vec<f64> =
+                    numbers.map(|(i, x)| if hidden(i / size) { poison } else { x }).collect();
+                inputs[number] = Array::from_f64s(ty, &numbers).to_bytes();
+            }
+            cases.push((case, inputs));
+        }
+    }
+    let Some(found) = run(cases.iter().map(|(case, inputs)| (&case.plan, &case.program, inputs.clone())))
+    else {
+        return;
+    };
+    for ((case, _), (found, _)) in cases.iter().zip(found) {
+        case.check(&found);
+    }
+}

@@ -49,7 +49,9 @@ pub fn attention(dtype: DType, sizes: Sizes, score: &Score, mask: Option<&Mask>)
     let Sizes { batch, heads, key_batch, key_heads, queries, keys, head_size, value_size } = sizes;
     let ty = |text: &str| {
         let [name, shape] = text.split('[').collect::<Vec<_>>().try_into().unwrap();
-        let extents = [("B", batch), ("H", heads), ("Q", queries), ("K", keys)];
+        // 256 stands for an extent that has an element for each q − k and each q + k.
+        let positions = (queries + keys).max(256);
+        let extents = [("B", batch), ("H", heads), ("Q", queries), ("K", keys), ("256", positions)];
         let shape = extents
             .iter()
             .fold(shape.to_string(), |shape, (letter, extent)| shape.replace(letter, &extent.to_string()));

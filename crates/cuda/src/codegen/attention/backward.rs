@@ -1,10 +1,12 @@
 //! The gradient of attention: which passes there are, and what each sums.
 
+mod one_pass;
+
 use tilewright_ir::Result;
 use tilewright_plan::AttentionBackward;
 use tilewright_plan::attention::{AttentionShape, CaptureReduction, ReductionKey};
 
-use super::captures::{self, Order, Total};
+use super::captures::{self, By, Order, Total};
 use super::indices::{Apart, apart};
 use super::*;
 
@@ -73,19 +75,16 @@ struct Gradient<'a, 'b> {
     lowering: &'a mut Lowering<'b>,
     /// Scratch memory: the sum of each row of scores.
     delta: usize,
+    /// How many rows there are of each head.
+    delta_rows: usize,
 }
 
 /// Lowers the gradient of an attention.
 pub(in crate::codegen) fn lower(backward: &AttentionBackward, lowering: &mut Lowering) -> Result<()> {
     let AttentionShape { batch, heads, queries, .. } = backward.attention.shape;
-    let delta = lowering.scratch(4 * batch * heads * queries);
-    let totals: Vec<Total> = captures::totals(backward, lowering)?;
-    let mut gradient = Gradient { backward, lowering, delta };
-    gradient.delta();
-
     let found: Vec<(&CaptureReduction, Where)> =
         backward.reductions.iter().map(|reduction| (reduction, place_of(reduction, backward))).collect();
-    let by_keys: Vec<&CaptureReduction> =
+    let mut by_keys: Vec<&CaptureReduction> =
         found.iter().filter(|(_, place)| *place == Where::Keys).map(|(reduction, _)| *reduction).collect();
     let mut by_queries: Vec<(Class, &CaptureReduction)> = found
         .iter()
@@ -96,24 +95,36 @@ pub(in crate::codegen) fn lower(backward: &AttentionBackward, lowering: &mut Low
         .collect();
     by_queries.sort_by_key(|(class, _)| *class);
 
-    let mut wanted = backward.key_cotangent.is_some() || backward.value_cotangent.is_some();
-    let mut rest = &by_keys[..];
-    while wanted || !rest.is_empty() {
-        let (now, later) = rest.split_at(rest.len().min(TERMS));
-        gradient.keys(now, wanted, &totals)?;
-        (wanted, rest) = (false, later);
+    let mut keys_wanted = backward.key_cotangent.is_some() || backward.value_cotangent.is_some();
+    let mut queries_wanted = backward.query_cotangent.is_some();
+    let tiles = one_pass::tiles(backward, lowering.target, &mut by_keys, &mut by_queries);
+    let delta_rows = tiles.as_ref().map_or(queries, |tiles| tiles.rows(queries));
+    let delta = lowering.scratch(4 * batch * heads * delta_rows);
+    let totals: Vec<Total> = captures::totals(backward, lowering)?;
+    let mut gradient = Gradient { backward, lowering, delta, delta_rows };
+    match tiles {
+        Some(tiles) => {
+            gradient.in_one_pass(&tiles, &totals);
+            (keys_wanted, queries_wanted) = (false, false);
+        }
+        None => gradient.delta(),
     }
-    let mut wanted = backward.query_cotangent.is_some();
+    let mut rest = &by_keys[..];
+    while keys_wanted || !rest.is_empty() {
+        let (now, later) = rest.split_at(rest.len().min(TERMS));
+        gradient.keys(now, keys_wanted, &totals)?;
+        (keys_wanted, rest) = (false, later);
+    }
     let mut rest = &by_queries[..];
-    while wanted || !rest.is_empty() {
+    while queries_wanted || !rest.is_empty() {
         let mut elements = 0;
         let fits = rest.iter().take(TERMS).take_while(|(class, reduction)| {
             elements += if *class == Class::Table { captures::elements(backward, reduction) } else { 0 };
             elements <= TABLE_ELEMENTS
         });
         let (now, later) = rest.split_at(fits.count());
-        gradient.queries(now, wanted, &totals)?;
-        (wanted, rest) = (false, later);
+        gradient.queries(now, queries_wanted, &totals)?;
+        (queries_wanted, rest) = (false, later);
     }
     for (reduction, place) in &found {
         match place {
@@ -160,6 +171,7 @@ impl Gradient<'_, '_> {
         parameters.view("log_sum_exp", &backward.log_sum_exp, DType::F32, false);
         parameters.view("output_cotangent", &backward.output_cotangent, backward.attention.dtype, false);
         parameters.scratch("const float", "delta", self.delta);
+        parameters.integer("delta_rows", self.delta_rows as i64);
         parameters
     }
 
@@ -167,7 +179,6 @@ impl Gradient<'_, '_> {
     fn functions(
         &mut self,
         tiles: &Tiles,
-        key_rows: bool,
         constants: String,
         terms: &[&CaptureReduction],
         places: &[(&CaptureReduction, usize)],
@@ -178,7 +189,6 @@ impl Gradient<'_, '_> {
         let mut text = common_constants(attention, tiles);
         let vector = vectors(&backward.output_cotangent, attention.shape.value_size, attention.dtype);
         text += &constant("bool", "COTANGENT_VECTOR", vector);
-        text += &constant("bool", "KEY_ROWS", key_rows);
         text += &constant("int", "TERMS", terms.len());
         text += &constants;
         let mut sites = Vec::new();
@@ -212,7 +222,8 @@ impl Gradient<'_, '_> {
         let mut parameters = self.parameters();
         let views =
             [("key_cotangent", &backward.key_cotangent), ("value_cotangent", &backward.value_cotangent)];
-        let mut constants = constant("int", "SLICES", tiles.slices)
+        let mut constants = constant("bool", "KEY_ROWS", true)
+            + &constant("int", "SLICES", tiles.slices)
             + &constant("int", "HEAD_SLICE", tiles.head / tiles.slices)
             + &constant("int", "VALUE_SLICE", tiles.value / tiles.slices)
             + &constant("int", "ROW_SUMS", terms.len());
@@ -224,7 +235,7 @@ impl Gradient<'_, '_> {
         let count = batch * heads * keys;
         let sums = self.lowering.scratch(4 * count * terms.len());
         parameters.scratch("float", "row_sums", sums);
-        let text = self.functions(&tiles, true, constants, terms, &[], &mut parameters);
+        let text = self.functions(&tiles, constants, terms, &[], &mut parameters);
         let comment = "the gradient of attention with respect to keys and values.";
         let engine = [FRAGMENTS, TILES, PAIRS, BY_KEYS];
         let source = Source::new("attention_backward_keys", comment, &parameters, &text, &engine);
@@ -236,7 +247,7 @@ impl Gradient<'_, '_> {
             arguments: parameters.arguments,
         });
         for (number, reduction) in terms.iter().enumerate() {
-            let order = Order::Row { count: keys };
+            let order = Order::row(keys);
             captures::scatter(backward, reduction, order, sums + 4 * count * number, totals, self.lowering);
         }
         Ok(())
@@ -280,7 +291,8 @@ impl Gradient<'_, '_> {
         let mut parameters = self.parameters();
         let view = backward.query_cotangent.as_ref().filter(|_| wanted);
         self.cotangent(&mut parameters, "query_cotangent", view);
-        let mut constants = constant("bool", "QUERY_COTANGENT", view.is_some());
+        let mut constants = constant("bool", "KEY_ROWS", false);
+        constants += &constant("bool", "QUERY_COTANGENT", view.is_some());
         for (name, value) in [
             ("ROW_SUMS", count(Class::Row)),
             ("HEAD_SUMS", count(Class::Head)),
@@ -311,7 +323,7 @@ impl Gradient<'_, '_> {
             parameters.scratch("float", name, place);
         }
         let of_pass: Vec<&CaptureReduction> = terms.iter().map(|(_, reduction)| *reduction).collect();
-        let text = self.functions(&tiles, false, constants, &of_pass, &places, &mut parameters);
+        let text = self.functions(&tiles, constants, &of_pass, &places, &mut parameters);
         let comment = "the gradient of attention with respect to queries.";
         let engine = [FRAGMENTS, TILES, PAIRS, TURNS, SUMS, BY_QUERIES];
         let source = Source::new("attention_backward_queries", comment, &parameters, &text, &engine);
@@ -336,11 +348,15 @@ impl Gradient<'_, '_> {
             };
             numbers[*class as usize] += 1;
             let start = start + 4 * size(*class) * number;
+            let diagonals = |by| {
+                let line = (rows + keys).saturating_sub(1);
+                Order::diagonals(by, &attention.shape, blocks, line, (0, rows as i64))
+            };
             let order = match class {
-                Class::Row => Order::Row { count: queries },
-                Class::Head => Order::Head { tiles: blocks },
-                Class::Difference => Order::Difference { tiles: blocks, rows },
-                Class::Sum => Order::Sum { tiles: blocks, rows },
+                Class::Row => Order::row(queries),
+                Class::Head => Order::head(blocks),
+                Class::Difference => diagonals(By::Difference),
+                Class::Sum => diagonals(By::Sum),
                 Class::Table => {
                     let copies = (slices * blocks, table_elements);
                     captures::copies(backward, reduction, start + 4 * offset, copies, totals, self.lowering);
@@ -382,11 +398,12 @@ impl Gradient<'_, '_> {
         let mut parameters = self.parameters();
         parameters.scratch("float", "copies", copies);
         parameters.integer("elements", elements as i64);
-        let constants = constant("bool", "OWNED", apart.is_some())
+        let constants = constant("bool", "KEY_ROWS", false)
+            + &constant("bool", "OWNED", apart.is_some())
             + &constant("bool", "APART_IN_BATCH", apart.is_some_and(|apart| apart.in_batch))
             + &constant("bool", "APART_IN_HEADS", apart.is_some_and(|apart| apart.in_heads))
             + &constant("bool", "SHARED_BY_ALL", apart.is_some_and(|apart| apart.shared_by_all));
-        let text = self.functions(&tiles, false, constants, &[reduction], &[(reduction, 0)], &mut parameters);
+        let text = self.functions(&tiles, constants, &[reduction], &[(reduction, 0)], &mut parameters);
         let comment = "the cotangent of a captured array that single pairs read.";
         let engine = [FRAGMENTS, TILES, PAIRS, TURNS, BY_PAIRS];
         let source = Source::new("attention_backward_pairs", comment, &parameters, &text, &engine);

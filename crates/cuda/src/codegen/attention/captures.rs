@@ -68,18 +68,75 @@ pub(super) fn indexed(backward: &AttentionBackward, reduction: &CaptureReduction
     }
 }
 
-/// How the sums by a key lie.
-#[derive(Clone, Copy, Debug)]
-pub(super) enum Order {
-    /// One for each of so many queries, or keys.
-    Row { count: usize },
-    /// One for each tile of queries.
-    Head { tiles: usize },
-    /// For each tile of so many queries, one for each q − k.
-    Difference { tiles: usize, rows: usize },
-    /// As differences, of q + k.
-    Sum { tiles: usize, rows: usize },
+/// What the sums are by.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) enum By {
+    /// The query, or the key.
+    Row,
+    /// Nothing.
+    Head,
+    /// q − k, counted from −(keys − 1).
+    Difference,
+    /// q + k.
+    Sum,
 }
+
+/// How the sums by a key lie. Of head `i` and tile `j`, the sum of key `x` is element `x + base − j · step` of a line of
+/// `line` elements at `i · head_stride + j · tile_stride`, if the line has it; the tiles' sums are added up.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Order {
+    /// What the sums are by.
+    pub by: By,
+    /// How many keys there are.
+    pub count: usize,
+    /// How many tiles.
+    pub tiles: usize,
+    /// Elements of a line.
+    pub line: usize,
+    /// Elements from a head's first to the next head's.
+    pub head_stride: usize,
+    /// Elements from a tile's line to the next tile's.
+    pub tile_stride: usize,
+    /// Where the first tile's line has key 0.
+    pub base: i64,
+    /// By how many keys a tile's line is ahead of the tile's before.
+    pub step: i64,
+}
+
+impl Order {
+    /// One sum for each of so many queries, or keys.
+    pub fn row(count: usize) -> Order {
+        let (tiles, tile_stride, base, step) = (1, 0, 0, 0);
+        Order { by: By::Row, count, tiles, line: count, head_stride: count, tile_stride, base, step }
+    }
+
+    /// The same, for each of so many tiles of all heads.
+    pub fn rows_of_tiles(count: usize, heads: usize, tiles: usize) -> Order {
+        Order { tiles, tile_stride: heads * count, ..Order::row(count) }
+    }
+
+    /// One for each tile.
+    pub fn head(tiles: usize) -> Order {
+        let (count, line, base, step) = (1, 1, 0, 0);
+        Order { by: By::Head, count, tiles, line, head_stride: tiles, tile_stride: 1, base, step }
+    }
+
+    /// For each tile, one for each diagonal of a line.
+    pub fn diagonals(
+        by: By,
+        shape: &AttentionShape,
+        tiles: usize,
+        line: usize,
+        (base, step): (i64, i64),
+    ) -> Order {
+        let AttentionShape { queries, keys, .. } = *shape;
+        let count = if queries * keys == 0 { 0 } else { queries + keys - 1 };
+        Order { by, count, tiles, line, head_stride: tiles * line, tile_stride: line, base, step }
+    }
+}
+
+/// Threads that share the sums of a key: as in `captures.cuh`.
+const KEYS_AT_ONCE: usize = 32;
 
 /// Adds sums by a key to their array.
 pub(super) fn scatter(
@@ -91,35 +148,39 @@ pub(super) fn scatter(
     lowering: &mut Lowering,
 ) {
     let AttentionShape { batch, heads, queries, keys, .. } = backward.attention.shape;
-    let diagonals = if queries * keys == 0 { 0 } else { queries + keys - 1 };
-    let (key, count, tiles, rows) = match order {
-        Order::Row { count } => ("BY_ROW", count, 0, 0),
-        Order::Head { tiles } => ("BY_HEAD", 1, tiles, 0),
-        Order::Difference { tiles, rows } => ("BY_DIFFERENCE", diagonals, tiles, rows),
-        Order::Sum { tiles, rows } => ("BY_SUM", diagonals, tiles, rows),
-    };
-    let all = batch * heads * count;
+    // Heads whose elements are the same are added up first.
+    let [per_batch, per_head] = indices::depends_on_slice(&reduction.indices);
+    let slices = if per_batch { batch } else { batch.min(1) } * if per_head { heads } else { heads.min(1) };
+    let groups = slices * order.count.div_ceil(KEYS_AT_ONCE);
+    let all = groups * KEYS_AT_ONCE;
     let (values, places) = (lowering.scratch(4 * all), lowering.scratch(4 * all));
+    let ranges = lowering.scratch(8 * groups);
     let mut parameters = Parameters::default();
     for (name, value) in [
-        ("batch", batch),
-        ("heads", heads),
-        ("queries", queries),
-        ("keys", keys),
-        ("count", count),
-        ("tiles", tiles),
+        ("batch", batch as i64),
+        ("heads", heads as i64),
+        ("queries", queries as i64),
+        ("keys", keys as i64),
+        ("count", order.count as i64),
+        ("tiles", order.tiles as i64),
+        ("line", order.line as i64),
+        ("head_stride", order.head_stride as i64),
+        ("tile_stride", order.tile_stride as i64),
+        ("base", order.base),
+        ("step", order.step),
     ] {
-        parameters.integer(name, value as i64);
+        parameters.integer(name, value);
     }
     parameters.scratch("const float", "sums", sums);
     parameters.scratch("float", "values", values);
     parameters.scratch("int", "places", places);
+    parameters.scratch("int", "ranges", ranges);
     let tables = &backward.attention.tables;
     parameters.tables(tables);
     let mut sites = Vec::new();
-    let mut text = constant("int", "TILE_ROWS", rows);
-    for name in ["BY_ROW", "BY_HEAD", "BY_DIFFERENCE", "BY_SUM"] {
-        text += &constant("bool", name, name == key);
+    let mut text = constant("bool", "PER_BATCH", per_batch) + &constant("bool", "PER_HEAD", per_head);
+    for (name, by) in [("BY_ROW", By::Row), ("BY_DIFFERENCE", By::Difference), ("BY_SUM", By::Sum)] {
+        text += &constant("bool", name, by == order.by);
     }
     let mut functions = Functions { text, parameters: &mut parameters, sites: &mut sites, tables };
     functions.places(&[(&reduction.indices, &indexed(backward, reduction), 0)]);
@@ -128,19 +189,20 @@ pub(super) fn scatter(
     let source = Source::new("capture_values", comment, &parameters, &text, &[VALUES]);
     lowering.launch(Launch {
         source,
-        blocks: all.div_ceil(256),
+        blocks: groups,
         threads: 256,
-        shared_bytes: 0,
+        shared_bytes: 4 * 256,
         arguments: parameters.arguments,
     });
 
     let total = &totals[reduction.capture];
     let mut parameters = Parameters::default();
-    parameters.integer("count", all as i64);
+    parameters.integer("groups", groups as i64);
     parameters.integer("elements", total.elements as i64);
     parameters.integer("first", total.fresh.replace(false).into());
     parameters.scratch("const float", "values", values);
     parameters.scratch("const int", "places", places);
+    parameters.scratch("const int", "ranges", ranges);
     parameters.scratch("float", "total", total.place);
     let comment = "adds values at their places.";
     let source = Source::new("owner_scan", comment, &parameters, "", &[TURNS, OWNER_SCAN]);

@@ -33,6 +33,12 @@ pub(super) fn apart(program: &Program, shape: &AttentionShape) -> Option<Apart> 
     (!changing.any(mixes)).then_some(Apart { in_batch, in_heads, shared_by_all })
 }
 
+/// Whether any index depends on the batch element, and on the head.
+pub(super) fn depends_on_slice(program: &Program) -> [bool; 2] {
+    let inputs = dependencies(program);
+    [0, 1].map(|input| program.results.iter().any(|result| inputs[result.index()][input]))
+}
+
 /// The input that a register is, conversions aside.
 fn source(program: &Program, register: Register) -> Option<usize> {
     match &program.instructions[register.index()].operation {

@@ -32,3 +32,48 @@ pub(super) fn instructions(dtype: DType, columns: usize) -> String {
         few = sums(32),
     )
 }
+
+/// `multiply_panels` and `multiply_left`, which the gradient multiplies by, for sums of each of these widths: both
+/// operands in panels, or the left one in registers; either operand in panels may be turned, its rows the depth.
+pub(super) fn products(dtype: DType, widths: &[usize]) -> String {
+    let mut widths = widths.to_vec();
+    widths.sort_unstable();
+    widths.dedup();
+    widths.into_iter().map(|columns| product(dtype.name(), columns)).collect()
+}
+
+fn product(dtype: &str, columns: usize) -> String {
+    let count = columns / 2;
+    let names = (0..count).map(|i| format!("%{i}")).collect::<Vec<_>>().join(", ");
+    let sums =
+        (0..count).map(|i| format!("\"+f\"(sums[{}][{}])", i / 4, i % 4)).collect::<Vec<_>>().join(", ");
+    let operand = |i: usize| format!("%{}", count + i);
+    let blocks = columns / 8;
+    let instruction =
+        format!("wgmma.mma_async.sync.aligned.m64n{columns}k16.f32.{dtype}.{dtype} {{{names}}}");
+    format!(
+        "// sums[64 × {columns}] = left · right, plus the sums where they are kept: 16 deep.\n\
+         template <bool LEFT_TURNED, bool RIGHT_TURNED, typename E>\n\
+         DEVICE void multiply_panels(float (&sums)[{blocks}][4], unsigned long long left, unsigned long long right, \
+         bool keep, E) {{\n    asm volatile(\n        \"{{ .reg .pred keep; setp.ne.b32 keep, {keep}, 0;\\n\"\n        \
+         \"{instruction}, {left}, {right}, keep, 1, 1, {left_turned}, {right_turned}; }}\"\n        : {sums}\n        \
+         : \"l\"(left), \"l\"(right), \"r\"((int)keep), \"n\"((int)LEFT_TURNED), \"n\"((int)RIGHT_TURNED));\n}}\n\
+         // sums[64 × {columns}] += left · right: 16 deep.\n\
+         template <bool RIGHT_TURNED, typename E>\n\
+         DEVICE void multiply_left(float (&sums)[{blocks}][4], const unsigned (&left)[4], unsigned long long right, E) \
+         {{\n    asm volatile(\n        \"{{ .reg .pred keep; setp.eq.b32 keep, 0, 0;\\n\"\n        \
+         \"{instruction}, {{{a}, {b}, {c}, {d}}}, {panels}, keep, 1, 1, {turned}; }}\"\n        : {sums}\n        \
+         : \"r\"(left[0]), \"r\"(left[1]), \"r\"(left[2]), \"r\"(left[3]), \"l\"(right), \"n\"((int)RIGHT_TURNED));\n}}\n",
+        left = operand(0),
+        right = operand(1),
+        keep = operand(2),
+        left_turned = operand(3),
+        right_turned = operand(4),
+        a = operand(0),
+        b = operand(1),
+        c = operand(2),
+        d = operand(3),
+        panels = operand(4),
+        turned = operand(5),
+    )
+}

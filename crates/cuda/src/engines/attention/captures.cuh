@@ -1,26 +1,28 @@
-// From the sums that a pass left to values and their places in a captured array (−1 for none): one thread for
-// each key of each (b, h), which adds up what the tiles left for it, in their order.
+// From the sums that a pass left to values and their places in a captured array (−1 for none), for each key of each
+// slice of heads. A block does 32 keys: lanes are keys, each of 8 warps adds up every 8th of the sums that belong to
+// one, of all tiles and of all heads that share the element, in their order.
 //
-// BY_ROW: there is one sum for each query or key of a head. BY_HEAD: one for each tile of queries. BY_DIFFERENCE
-// and BY_SUM: for each tile of queries, one for each of its diagonals.
+// With each 32 values goes the range of their places, so that whoever looks for some places can pass by.
 
 KERNEL void __launch_bounds__(256) capture_values(const __grid_constant__ Parameters p) {
-    long long number = block_index() * 256 + thread_index();
-    if (number >= p.batch * p.heads * p.count) return;
-    long long head = number / p.count, key = number % p.count;
+    float* parts = (float*)shared_memory();
+    long long groups = (p.count + 31) / 32, slice = block_index() / groups;
+    long long key = block_index() % groups * 32 + lane_index();
+    int heads = PER_HEAD ? p.heads : 1, b = slice / heads, h = slice % heads;
+    int sharing = PER_HEAD ? 1 : p.heads;
+    long long all = (PER_BATCH ? 1 : p.batch) * sharing * p.tiles;
     float sum = 0;
-    if constexpr (BY_ROW) {
-        sum = p.sums[number];
-    } else if constexpr (BY_HEAD) {
-        for (long long tile = 0; tile < p.tiles; ++tile) sum += p.sums[head * p.tiles + tile];
-    } else {
-        // A tile's diagonals are counted from its first query on.
-        long long diagonals = TILE_ROWS + p.keys - 1;
-        for (long long tile = 0; tile < p.tiles; ++tile) {
-            long long diagonal = key - tile * TILE_ROWS;
-            if (diagonal >= 0 && diagonal < diagonals) sum += p.sums[(head * p.tiles + tile) * diagonals + diagonal];
-        }
+    for (long long i = warp_index(); i < all; i += 8) {
+        long long tile = i % p.tiles, other = i / p.tiles, at = key + p.base - tile * p.step;
+        long long head = (b + other / sharing) * p.heads + h + other % sharing;
+        if (key < p.count && at >= 0 && at < p.line) sum += p.sums[head * p.head_stride + tile * p.tile_stride + at];
     }
+    parts[thread_index()] = sum;
+    sync_threads();
+    if (warp_index() != 0) return;
+    sum = 0;
+    for (int warp = 0; warp < 8; ++warp) sum += parts[warp * 32 + lane_index()];
+
     // A pair that has the key.
     long long q = 0, k = 0;
     if constexpr (BY_ROW) q = k = key;
@@ -32,6 +34,16 @@ KERNEL void __launch_bounds__(256) capture_values(const __grid_constant__ Parame
         q = min_of(key, p.queries - 1);
         k = key - q;
     }
-    p.values[number] = sum;
-    p.places[number] = scatter_place(p, 0, head / p.heads, head % p.heads, q, k, 0, true);
+    int place = key < p.count ? scatter_place(p, 0, b, h, q, k, 0, true) : -1;
+    p.values[block_index() * 32 + lane_index()] = sum;
+    p.places[block_index() * 32 + lane_index()] = place;
+    int least = place < 0 ? 2147483647 : place, greatest = place;
+    for (int lanes = 16; lanes > 0; lanes /= 2) {
+        least = min_of(least, (int)bits_of_float(shuffle_xor(float_of_bits(least), lanes)));
+        greatest = max_of(greatest, (int)bits_of_float(shuffle_xor(float_of_bits(greatest), lanes)));
+    }
+    if (lane_index() == 0) {
+        p.ranges[2 * block_index()] = least;
+        p.ranges[2 * block_index() + 1] = greatest;
+    }
 }

@@ -74,6 +74,6 @@ DEVICE void load_rows_of_scores(const Parameters& p, int b, int h, long long que
         log_sum_exps[i] = inside ? p.log_sum_exp[b * p.log_sum_exp_strides[0] + h * p.log_sum_exp_strides[1] +
                                                  (query + i) * p.log_sum_exp_strides[2]]
                                  : -infinity<float>();
-        deltas[i] = inside ? p.delta[(b * p.heads + h) * p.queries + query + i] : 0;
+        deltas[i] = inside ? p.delta[(b * p.heads + h) * p.delta_rows + query + i] : 0;
     }
 }

@@ -70,23 +70,13 @@ DEVICE float exponential(float x) {
     return expf(x);
 }
 
-// As `accumulate`, over admitted pairs only: where a row of the tile is not finite, 0 times it would show. The
-// weights go by way of a panel of this warp's rows; `element` gives an element of the tile.
-template <int DEPTH_BLOCKS, int BLOCKS, typename F>
-DEVICE void accumulate_admitted(float (&sums)[BLOCKS][4], const float (&weights)[DEPTH_BLOCKS][4], Bits admitted,
-                                float* panel, F element) {
-    constexpr int DEPTH = 8 * DEPTH_BLOCKS;
+// sums[16 × 8·BLOCKS] += weights · rows of a tile over admitted pairs only: where a row of the tile is not finite, 0
+// times it would show. The weights, rounded, and each lane's bits are in a panel of this warp's rows; `element` gives
+// an element of the tile.
+template <int DEPTH, int BLOCKS, typename F>
+DEVICE void accumulate_panel(float (&sums)[BLOCKS][4], const float* panel, F element) {
     int g = lane_index() / 4, t = lane_index() % 4;
-    Bits* flags = (Bits*)(panel + 16 * (DEPTH + 1));
-#pragma unroll
-    for (int i = 0; i < DEPTH_BLOCKS; ++i) {
-#pragma unroll
-        for (int e = 0; e < 4; ++e) {
-            panel[(g + e / 2 * 8) * (DEPTH + 1) + 8 * i + 2 * t + e % 2] = to_float(from_float<Element>(weights[i][e]));
-        }
-    }
-    flags[lane_index()] = admitted;
-    sync_warp();
+    const Bits* flags = (const Bits*)(panel + 16 * (DEPTH + 1));
     for (int i = 0; i < 4 * DEPTH; ++i) {
         int half = i / (2 * DEPTH), depth = i % (2 * DEPTH) / 2, row = g + half * 8;
         // Which lane, and which of its bits, holds this pair.
@@ -103,6 +93,24 @@ DEVICE void accumulate_admitted(float (&sums)[BLOCKS][4], const float (&weights)
             }
         }
     }
+}
+
+// The same, of weights in registers.
+template <int DEPTH_BLOCKS, int BLOCKS, typename F>
+DEVICE void accumulate_admitted(float (&sums)[BLOCKS][4], const float (&weights)[DEPTH_BLOCKS][4], Bits admitted,
+                                float* panel, F element) {
+    constexpr int DEPTH = 8 * DEPTH_BLOCKS;
+    int g = lane_index() / 4, t = lane_index() % 4;
+#pragma unroll
+    for (int i = 0; i < DEPTH_BLOCKS; ++i) {
+#pragma unroll
+        for (int e = 0; e < 4; ++e) {
+            panel[(g + e / 2 * 8) * (DEPTH + 1) + 8 * i + 2 * t + e % 2] = to_float(from_float<Element>(weights[i][e]));
+        }
+    }
+    ((Bits*)(panel + 16 * (DEPTH + 1)))[lane_index()] = admitted;
+    sync_warp();
+    accumulate_panel<DEPTH>(sums, panel, element);
     sync_warp();
 }
 

@@ -1,0 +1,279 @@
+//! The gradient of attention on Hopper, in one pass of five products: queries' cotangents are added up from block to
+//! block in a fixed order.
+
+use crate::codegen::tiles::OnePassNeeds;
+
+use super::*;
+
+const PANELS: &str = include_str!("../../../engines/attention/panels.cuh");
+const TERM_SUMS: &str = include_str!("../../../engines/attention/terms_hopper.cuh");
+const ONE_PASS: &str = include_str!("../../../engines/attention/backward_hopper.cuh");
+const ROWS: &str = include_str!("../../../engines/attention/rows_hopper.cuh");
+const STORE_QUERIES: &str = include_str!("../../../engines/attention/store_queries.cuh");
+
+/// Keys of a block, as in `backward_hopper.cuh`.
+const KEYS: usize = 128;
+
+/// How the pass sums a term; in the order of its terms.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Term {
+    Key,
+    Row,
+    Head,
+    Difference,
+    Sum,
+}
+
+/// What the pass does, and how.
+pub(super) struct OnePass<'a> {
+    tiles: tiles::OnePassTiles,
+    terms: Vec<(Term, &'a CaptureReduction)>,
+}
+
+impl OnePass<'_> {
+    /// Rows of scores of a head, padded to whole tiles.
+    pub fn rows(&self, queries: usize) -> usize {
+        queries.next_multiple_of(self.tiles.columns)
+    }
+
+    fn count(&self, term: Term) -> usize {
+        self.terms.iter().filter(|(of, _)| *of == term).count()
+    }
+}
+
+/// The tiles of the pass, where it serves; takes the reductions that it does.
+pub(super) fn tiles<'a>(
+    backward: &AttentionBackward,
+    target: Target,
+    by_keys: &mut Vec<&'a CaptureReduction>,
+    by_queries: &mut Vec<(Class, &'a CaptureReduction)>,
+) -> Option<OnePass<'a>> {
+    let attention = &backward.attention;
+    let AttentionShape { queries, keys, head_size, value_size, .. } = attention.shape;
+    let read = [
+        (&attention.query, head_size),
+        (&attention.key, head_size),
+        (&attention.value, value_size),
+        (&backward.output_cotangent, value_size),
+    ];
+    let written = [
+        (&backward.query_cotangent, head_size),
+        (&backward.key_cotangent, head_size),
+        (&backward.value_cotangent, value_size),
+    ];
+    let written = written.into_iter().filter_map(|(view, size)| Some((view.as_ref()?, size)));
+    let whole = read.into_iter().chain(written).all(|(view, size)| vectors(view, size, attention.dtype));
+    let wanted = backward.query_cotangent.is_some()
+        || backward.key_cotangent.is_some()
+        || backward.value_cotangent.is_some();
+    if target.capability != 90 || attention.dtype.size() != 2 || !whole || !wanted || queries.min(keys) < 64 {
+        return None;
+    }
+    let term = |class| match class {
+        Class::Row => Some(Term::Row),
+        Class::Head => Some(Term::Head),
+        Class::Difference => Some(Term::Difference),
+        Class::Sum => Some(Term::Sum),
+        Class::Table => None,
+    };
+    let candidates = by_keys.iter().map(|reduction| (Term::Key, *reduction));
+    let candidates = candidates
+        .chain(by_queries.iter().filter_map(|(class, reduction)| Some((term(*class)?, *reduction))))
+        .collect::<Vec<_>>();
+    // As many terms as fit.
+    let found = (0..=candidates.len().min(TERMS)).rev().find_map(|count| {
+        let terms = candidates[..count].to_vec();
+        let of = |wanted: Term| terms.iter().filter(|(term, _)| *term == wanted).count();
+        let needs = OnePassNeeds {
+            head_size,
+            value_size,
+            masked: attention.mask.is_some(),
+            rows: of(Term::Row),
+            heads: of(Term::Head),
+            diagonals: of(Term::Difference) + of(Term::Sum),
+        };
+        let tiles = tiles::one_pass_tiles(needs, target.shared_bytes)?;
+        Some(OnePass { tiles, terms })
+    })?;
+    let taken = |reduction: &CaptureReduction| found.terms.iter().any(|(_, of)| std::ptr::eq(*of, reduction));
+    by_keys.retain(|reduction| !taken(reduction));
+    by_queries.retain(|(_, reduction)| !taken(reduction));
+    Some(found)
+}
+
+impl Gradient<'_, '_> {
+    /// All of the gradient but the reductions that were left.
+    pub(super) fn in_one_pass(&mut self, pass: &OnePass, totals: &[Total]) {
+        let backward = self.backward;
+        let attention = &backward.attention;
+        let AttentionShape { batch, heads, key_batch, key_heads, queries, keys, .. } = attention.shape;
+        let tiles = &pass.tiles;
+        let slices = batch * heads;
+        let query_tiles = queries.div_ceil(tiles.columns);
+        let key_tiles = keys.div_ceil(KEYS);
+        let log2_sum_exp = self.lowering.scratch(4 * slices * self.delta_rows);
+        self.rows(tiles.columns, log2_sum_exp);
+
+        let turns = self.lowering.scratch(4 * (1 + slices * query_tiles));
+        self.lowering.zero(turns, 4 * (1 + slices * query_tiles));
+        let query_sums = self.lowering.scratch(4 * slices * query_tiles * tiles.columns * tiles.head);
+        let line = query_tiles * tiles.columns + KEYS - 1;
+        let size = |term| match term {
+            Term::Key => slices * keys,
+            Term::Row => key_tiles * slices * queries,
+            Term::Head => slices * key_tiles,
+            Term::Difference | Term::Sum => slices * key_tiles * line,
+        };
+        let mut place = |terms: &[Term]| {
+            let bytes: usize = terms.iter().map(|term| 4 * size(*term) * pass.count(*term)).sum();
+            let place = self.lowering.scratch(bytes);
+            if bytes > 0 {
+                // What the mask leaves nothing of has no sums.
+                self.lowering.zero(place, bytes);
+            }
+            place
+        };
+        let key_sums = place(&[Term::Key]);
+        let row_sums = place(&[Term::Row]);
+        let head_sums = place(&[Term::Head]);
+        let diagonals = place(&[Term::Difference, Term::Sum]);
+
+        let mut parameters = common_parameters(attention, self.lowering);
+        parameters.view("output_cotangent", &backward.output_cotangent, attention.dtype, false);
+        parameters.scratch("const float", "delta", self.delta);
+        parameters.scratch("const float", "log2_sum_exp", log2_sum_exp);
+        parameters.scratch("int", "turns", turns);
+        for (name, place) in [
+            ("query_sums", query_sums),
+            ("key_sums", key_sums),
+            ("row_sums", row_sums),
+            ("head_sums", head_sums),
+            ("diagonals", diagonals),
+        ] {
+            parameters.scratch("float", name, place);
+        }
+        let mut constants = String::new();
+        for (name, view) in
+            [("key_cotangent", &backward.key_cotangent), ("value_cotangent", &backward.value_cotangent)]
+        {
+            constants += &constant("bool", &name.to_uppercase(), view.is_some());
+            self.cotangent(&mut parameters, name, view.as_ref());
+        }
+        constants += &constant("bool", "SCORED", backward.joint.is_some());
+        for (name, value) in [
+            ("KEY_SUMS", pass.count(Term::Key)),
+            ("ROW_SUMS", pass.count(Term::Row)),
+            ("HEAD_SUMS", pass.count(Term::Head)),
+            ("DIFFERENCES", pass.count(Term::Difference)),
+            ("SUMS", pass.count(Term::Sum)),
+            ("SCRATCH", tiles.scratch_floats),
+            ("TERM_FLOATS", tiles.term_floats),
+            ("PRODUCER_REGISTERS", tiles.producer_registers),
+            ("CONSUMER_REGISTERS", tiles.consumer_registers),
+        ] {
+            constants += &constant("int", name, value);
+        }
+        let of_pass: Vec<&CaptureReduction> = pass.terms.iter().map(|(_, reduction)| *reduction).collect();
+        let text = self.functions(&tiles.common(), constants, &of_pass, &[], &mut parameters);
+        let comment = format!(
+            "the gradient of attention of {} in one pass, in tiles of {KEYS} keys and {} queries.",
+            attention.dtype, tiles.columns
+        );
+        let engine = [FRAGMENTS, TILES, PANELS, TERM_SUMS, ONE_PASS];
+        let source = Source::new("attention_backward_hopper", &comment, &parameters, &text, &engine);
+        let share = if tiles.columns == 128 { tiles.head } else { tiles.head / 2 };
+        let products = wgmma::products(attention.dtype, &[tiles.columns, tiles.head, tiles.value, share]);
+        self.lowering.launch(Launch {
+            source: source.with_instructions(format!("{MACHINE_HOPPER}\n{products}")),
+            blocks: key_batch * key_heads * key_tiles,
+            threads: 384,
+            shared_bytes: tiles.shared_bytes,
+            arguments: parameters.arguments,
+        });
+        self.store_queries(tiles, turns, query_sums);
+
+        let mut numbers = [0; 5];
+        for (term, reduction) in &pass.terms {
+            let (start, number) = match term {
+                Term::Key => (key_sums, numbers[0]),
+                Term::Row => (row_sums, numbers[1]),
+                Term::Head => (head_sums, numbers[2]),
+                Term::Difference => (diagonals, numbers[3]),
+                // Differences and sums lie in one array, the differences first.
+                Term::Sum => (diagonals, pass.count(Term::Difference) + numbers[4]),
+            };
+            numbers[*term as usize] += 1;
+            let shape = &attention.shape;
+            let order = match term {
+                Term::Key => Order::row(keys),
+                Term::Row => Order::rows_of_tiles(queries, slices, key_tiles),
+                Term::Head => Order::head(key_tiles),
+                Term::Difference => {
+                    let base = (KEYS as i64 - keys as i64, -(KEYS as i64));
+                    Order::diagonals(By::Difference, shape, key_tiles, line, base)
+                }
+                Term::Sum => Order::diagonals(By::Sum, shape, key_tiles, line, (0, KEYS as i64)),
+            };
+            let start = start + 4 * size(*term) * number;
+            captures::scatter(backward, reduction, order, start, totals, self.lowering);
+        }
+    }
+
+    /// What belongs to the rows of scores.
+    fn rows(&mut self, columns: usize, log2_sum_exp: usize) {
+        let attention = &self.backward.attention;
+        let AttentionShape { batch, heads, queries, value_size, .. } = attention.shape;
+        let mut parameters = Parameters::default();
+        for (name, value) in [("batch", batch), ("heads", heads), ("queries", queries)] {
+            parameters.integer(name, value as i64);
+        }
+        parameters.view("output", &self.backward.output, DType::F32, false);
+        parameters.view("output_cotangent", &self.backward.output_cotangent, attention.dtype, false);
+        parameters.view("log_sum_exp", &self.backward.log_sum_exp, DType::F32, false);
+        let cotangent = self.backward.log_sum_exp_cotangent.as_ref();
+        optional(&mut parameters, "log_sum_exp_cotangent", cotangent, 3, false);
+        parameters.scratch("float", "delta", self.delta);
+        parameters.scratch("float", "log2_sum_exp", log2_sum_exp);
+        let text = format!("typedef {} Element;\n", element(attention.dtype))
+            + &constant("int", "VALUE_SIZE", value_size)
+            + &constant("int", "COLUMNS", columns)
+            + &constant("bool", "LOG_SUM_EXP_COTANGENT", cotangent.is_some());
+        let comment = "what belongs to each row of scores of an attention's gradient.";
+        let source = Source::new("attention_rows", comment, &parameters, &text, &[ROWS]);
+        self.lowering.launch(Launch {
+            source,
+            blocks: (batch * heads * self.delta_rows).div_ceil(4),
+            threads: 128,
+            shared_bytes: 0,
+            arguments: parameters.arguments,
+        });
+    }
+
+    fn store_queries(&mut self, tiles: &tiles::OnePassTiles, turns: usize, query_sums: usize) {
+        let attention = &self.backward.attention;
+        let AttentionShape { batch, heads, queries, head_size, .. } = attention.shape;
+        let Some(view) = &self.backward.query_cotangent else { return };
+        let mut parameters = Parameters::default();
+        for (name, value) in [("batch", batch), ("heads", heads), ("queries", queries)] {
+            parameters.integer(name, value as i64);
+        }
+        parameters.field("double scale", Argument::Float(attention.scale));
+        parameters.scratch("const int", "turns", turns);
+        parameters.scratch("const float", "query_sums", query_sums);
+        parameters.view("query_cotangent", view, attention.dtype, true);
+        let mut text = format!("typedef {} Element;\n", element(attention.dtype));
+        for (name, value) in [("COLUMNS", tiles.columns), ("HEAD", tiles.head), ("HEAD_SIZE", head_size)] {
+            text += &constant("int", name, value);
+        }
+        let comment = "rounds the queries' cotangents.";
+        let source = Source::new("store_queries", comment, &parameters, &text, &[STORE_QUERIES]);
+        let fours = batch * heads * queries.div_ceil(tiles.columns) * tiles.columns * tiles.head / 4;
+        self.lowering.launch(Launch {
+            source,
+            blocks: fours.div_ceil(256),
+            threads: 256,
+            shared_bytes: 0,
+            arguments: parameters.arguments,
+        });
+    }
+}

@@ -1,0 +1,38 @@
+// Tiles in shared memory as Hopper's matrix units read them: panels of 64 columns, whose 16-byte parts are exchanged:
+// part c of row r lies at c ^ (r % 8).
+
+constexpr int PART = 8;  // elements of 16 bytes
+
+// Rows of a matrix to panels, by THREADS threads; zeros past its rows and columns. A thread copies the same columns of
+// every n-th row.
+template <int TILE_ROWS, int SIZE, int PADDED, int THREADS>
+DEVICE void load_panels(Element* tile, const Element* from, long long row_stride, int rows, int thread) {
+    constexpr int PARTS = PADDED / PART, STEP = THREADS / PARTS;
+    static_assert(THREADS % PARTS == 0, "threads share out whole rows");
+    int part = thread % PARTS, first = thread / PARTS;
+    bool within = part * PART < SIZE;
+    const Element* at = within ? from + first * row_stride + part * PART : from;
+    row_stride *= within ? STEP : 0;
+    tile += part / 8 * TILE_ROWS * 64;
+    // Few at a time: the threads that copy have few registers.
+#pragma unroll 4
+    for (int row = first; row < TILE_ROWS; row += STEP) {
+        bool inside = within && row < rows;
+        copy_16(tile + row * 64 + (part % 8 ^ row % 8) * PART, inside ? at : from, inside);
+        at += row_stride;
+    }
+}
+
+// Where an element of a tile in panels lies.
+template <int TILE_ROWS>
+DEVICE int panel_place(int row, int column) {
+    return (column / 64 * TILE_ROWS + row) * 64 + (column % 64 / PART ^ row % 8) * PART + column % PART;
+}
+
+// Whether a tile holds an infinity or NaN, among the elements that this thread of THREADS looks at.
+template <int ELEMENTS, int THREADS>
+DEVICE bool panels_hold_nonfinite(const Element* tile, int thread) {
+    bool found = false;
+    for (int i = thread; i < ELEMENTS; i += THREADS) found = found || !(fabsf(to_float(tile[i])) < infinity<float>());
+    return found;
+}
