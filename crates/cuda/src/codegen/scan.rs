@@ -1,39 +1,186 @@
-//! Scans: a thread folds a row, in its order. Right for every combine; fast where there are many rows and
-//! neighbouring rows are neighbours in memory.
+//! Scans.
+//!
+//! Two engines: `scan_rows.cuh`, where steps of the scan lie next to each other in memory, and `scan_lanes.cuh`, where
+//! its rows do. Generated are the state, how it is combined, how runs of elements are made of what is loaded, and how
+//! results are stored: producers and consumers are part of the scan. A block does whole rows where there are enough of
+//! them; where rows are few and long, a block does one tile of a row, and looks back at what others have told.
+//!
+//! In which order states are combined depends on sizes only: see `scan.cuh`.
 
 use std::fmt::Write;
 
 use tilewright_plan::loops::{Sink, Source};
-use tilewright_plan::{Kind, Program, Scan};
+use tilewright_plan::{Kind, Program, Scan, View};
 
 use super::launch::{Launch, Lowering, Source as Text};
 use super::parameters::Parameters;
 use super::region::{self, Scope, Site};
-use super::types::{loaded, register, stored};
+use super::types::{element, loaded, register, stored};
 
-/// Threads of a block.
-const THREADS: usize = 128;
+const RUNS: &str = include_str!("../engines/scan_runs.cuh");
+const ENGINE: &str = include_str!("../engines/scan.cuh");
+const ROWS: &str = include_str!("../engines/scan_rows.cuh");
+const LANES: &str = include_str!("../engines/scan_lanes.cuh");
+
+/// So many rows keep a GPU busy, a block for each; fewer are cut into tiles. A number of the engine's, not of a GPU's,
+/// so that results do not depend on which GPU it is.
+const MANY_ROWS: usize = 512;
+
+/// Blocks at most: more rows are taken in turn.
+const BLOCKS: usize = 1 << 16;
+
+/// How a scan is cut.
+struct Shape {
+    /// Whether lanes run along rows' neighbours instead of along the scan.
+    lanes: bool,
+    warps: usize,
+    rounds: usize,
+    run: usize,
+    /// Whether blocks do tiles, which look back at the tiles before.
+    chained: bool,
+}
+
+impl Shape {
+    fn of(scan: &Scan) -> Shape {
+        let kinds = scan.elements.results.iter().map(|&result| scan.elements.kind(result));
+        let words: usize = kinds.map(|kind| if matches!(kind, Kind::F64 | Kind::I64) { 2 } else { 1 }).sum();
+        let rows: usize = scan.parallel.iter().product();
+        let lanes = lanes_along_rows(scan) || words > 32;
+        let (run, rounds) = match words {
+            0..=2 => (if lanes { 8 } else { 4 }, 4),
+            3..=4 => (4, 2),
+            5..=8 => (2, 1),
+            _ => (1, 1),
+        };
+        // Short rows leave most of a large block idle; states that fill the registers leave no room for neighbours'.
+        let warps = if words > 32 || (!lanes && scan.length <= 32 * run * rounds) { 1 } else { 8 };
+        let rounds = if lanes { 1 } else { rounds };
+        let tile = warps * run * if lanes { 1 } else { 32 * rounds };
+        let teams = if lanes { rows.div_ceil(32) } else { rows };
+        let enough = if lanes { MANY_ROWS / 4 } else { MANY_ROWS };
+        let chained = warps > 1 && teams < enough && scan.length > 4 * tile;
+        Shape { lanes, warps, rounds, run, chained }
+    }
+
+    fn tile(&self) -> usize {
+        self.warps * self.run * if self.lanes { 1 } else { 32 * self.rounds }
+    }
+}
+
+/// Whether most of the arrays have neighbouring rows, rather than steps, next to each other.
+fn lanes_along_rows(scan: &Scan) -> bool {
+    let axis = scan.parallel.len();
+    let Some(inner) = (0..axis).rev().find(|&axis| scan.parallel[axis] > 1) else { return false };
+    let loads = scan.sources.iter().chain(&scan.result_sources).filter_map(|source| match source {
+        Source::Load { view, .. } => Some(view),
+        Source::Index(_) | Source::RowScalar(_) | Source::RowValue(_) => None,
+    });
+    let stores = scan.sinks.iter().filter_map(|sink| match sink {
+        Sink::Store { view, .. } => Some(view),
+        Sink::Reduce { .. } | Sink::RowScalar(_) | Sink::RowValue(_) => None,
+    });
+    let vote = |view: &View| match (view.strides[inner], view.strides[axis]) {
+        (1, 0 | 1 | -1) => 0,
+        (1, _) => 1,
+        (_, 1 | -1) => -1,
+        _ => 0,
+    };
+    loads.chain(stores).map(vote).sum::<i32>() > 0
+}
 
 pub(super) fn lower(scan: &Scan, lowering: &mut Lowering) {
     let rows: usize = scan.parallel.iter().product();
+    if rows == 0 || scan.length == 0 {
+        return;
+    }
+    let shape = Shape::of(scan);
     let mut parameters = Parameters::default();
     parameters.integers("extents", scan.parallel.iter().map(|&extent| extent as i64));
     parameters.integer("rows", rows as i64);
     parameters.integer("length", scan.length as i64);
     parameters.tables(&scan.tables);
     parameters.faults(lowering.program.sites.len());
+    let lanes = if shape.lanes { 32 } else { 1 };
+    let teams = rows.div_ceil(lanes);
+    let tiles = scan.length.div_ceil(shape.tile());
+    let mut blocks = teams.min(BLOCKS);
+    // The flags that are zero where nothing was told yet, and what is told; without a chain, nothing.
+    let (groups, stretches) = (tiles.div_ceil(32), tiles.div_ceil(1024));
+    let slots = if shape.chained { teams * (tiles + groups + stretches) } else { 0 };
+    for (name, value) in
+        [("rows_told", teams), ("tiles", tiles), ("groups", groups), ("stretches", stretches)]
+    {
+        parameters.integer(name, value as i64);
+    }
+    let flags = 4 * (slots + 1);
+    let place = lowering.scratch(flags);
+    parameters.scratch("unsigned", "ticket", place);
+    parameters.scratch("unsigned", "flags", place + 4);
+    let words = lowering.scratch(8 * slots * scan.state * lanes);
+    parameters.scratch("unsigned long long", "words", words);
+    if shape.chained {
+        lowering.zero(place, flags);
+        blocks = teams * tiles;
+    }
     let mut writer = Writer { scan, parameters: &mut parameters, sites: Vec::new(), text: String::new() };
-    writer.kernel();
-    let (text, sites) = (writer.text, writer.sites);
-    let source = Text::new("scan", "a scan, in which a thread does a row.", &parameters, "", &[&text]);
+    writer.functions();
+    let (functions, sites) = (writer.text, writer.sites);
+    let Shape { warps, rounds, run, chained, .. } = shape;
+    let constants = format!(
+        "constexpr int STATE = {}, LANES = {lanes}, WARPS = {warps}, ROUNDS = {rounds}, RUN = {run};\n\
+         constexpr bool REVERSE = {}, WIDE = {}, CHAINED = {chained};\n",
+        scan.state, scan.reverse, !shape.lanes,
+    );
+    let comment = format!(
+        "a scan, {}; {}.",
+        if shape.lanes { "a lane for each row" } else { "threads along each row" },
+        if chained { "a block does a tile and looks back" } else { "a block does whole rows" },
+    );
+    let parts = [RUNS, &functions, ENGINE, if shape.lanes { LANES } else { ROWS }];
+    let state = state_type(scan);
+    let source = Text::new("scan", &comment, &parameters, &(constants + &state), &parts);
     lowering.program.sites.extend(sites);
+    let state_bytes = 8 * scan.state;
+    let states = if shape.lanes { (2 * warps + 3) * 32 } else { 2 * rounds * warps + 3 };
     lowering.launch(Launch {
         source,
-        blocks: if scan.length == 0 { 0 } else { rows.div_ceil(THREADS) },
-        threads: THREADS,
-        shared_bytes: 0,
+        blocks,
+        threads: 32 * warps,
+        shared_bytes: states * state_bytes + 16,
         arguments: parameters.arguments,
     });
+}
+
+/// The state's type, and how it is handed around: by lanes, and as words in memory.
+fn state_type(scan: &Scan) -> String {
+    let mut text = String::from("struct State {\n");
+    let kinds: Vec<Kind> = scan.elements.results.iter().map(|&result| scan.elements.kind(result)).collect();
+    let line = |text: &mut String, line: String| writeln!(text, "{line}").expect("a string takes any text");
+    for (i, kind) in kinds.iter().enumerate() {
+        line(&mut text, format!("    {} part_{i};", register(*kind)));
+    }
+    let (mut shuffles, mut reads, mut writes) = (String::new(), String::new(), String::new());
+    for (i, kind) in kinds.iter().enumerate() {
+        let part = format!("state.part_{i}");
+        line(&mut shuffles, format!("    other.part_{i} = shuffle({part}, lane);"));
+        let word = format!("load_word(words + {i} * LANES)");
+        let (from, to) = match kind {
+            Kind::F64 => (format!("double_of_bits({word})"), format!("bits_of_double({part})")),
+            Kind::F32 => (format!("float_of_bits((unsigned){word})"), format!("bits_of_float({part})")),
+            Kind::I64 => (format!("(long long){word}"), format!("(unsigned long long){part}")),
+            Kind::I32 => (format!("(int)(unsigned){word}"), format!("(unsigned){part}")),
+            Kind::Bool => (format!("{word} != 0"), part.clone()),
+        };
+        line(&mut reads, format!("    {part} = {from};"));
+        line(&mut writes, format!("    store_word(words + {i} * LANES, {to});"));
+    }
+    text += "};\n";
+    text += &format!(
+        "DEVICE State shuffle_state(const State& state, int lane) {{\n    State other;\n{shuffles}    return other;\n}}\n\
+         DEVICE void read_words(State& state, const unsigned long long* words) {{\n{reads}}}\n\
+         DEVICE void write_words(const State& state, unsigned long long* words) {{\n{writes}}}\n"
+    );
+    text
 }
 
 struct Writer<'a> {
@@ -48,113 +195,223 @@ impl Writer<'_> {
         writeln!(self.text, "{:1$}{2}", "", 4 * indent, text.as_ref()).expect("a string takes any text");
     }
 
-    fn kernel(&mut self) {
+    /// `Row` and `row_of`, `combine`, `load_elements`, `store_results`.
+    fn functions(&mut self) {
         let scan = self.scan;
         let axes = scan.parallel.len();
-        self.line(
-            0,
-            format!("KERNEL void __launch_bounds__({THREADS}) scan(const __grid_constant__ Parameters p) {{"),
+        let (mut fields, mut starts) = (String::new(), String::new());
+        let field = |fields: &mut String, field: String| {
+            writeln!(fields, "    {field};").expect("a string takes any text");
+        };
+        for axis in 0..axes {
+            field(&mut fields, format!("long long axis_{axis}"));
+        }
+        let mut start = |this: &mut Self, name: &str, view: &View, dtype, writable: bool| {
+            this.parameters.view(name, view, dtype, writable);
+            let constant = if writable { "" } else { "const " };
+            field(&mut fields, format!("{constant}{}* {name}", element(dtype)));
+            starts += &format!("    row.{name} = p.{name} + ({});\n", offset(name, axes));
+        };
+        for (prefix, sources) in
+            [("source", &scan.sources), ("result", &scan.result_sources), ("captured", &scan.captured)]
+        {
+            for (i, source) in sources.iter().enumerate() {
+                if let Source::Load { view, dtype, .. } = source {
+                    start(self, &format!("{prefix}_{i}"), view, *dtype, false);
+                }
+            }
+        }
+        for (i, sink) in scan.sinks.iter().enumerate() {
+            // A verified scan only stores.
+            if let Sink::Store { view, dtype } = sink {
+                start(self, &format!("sink_{i}"), view, *dtype, true);
+            }
+        }
+        self.text += &format!(
+            "// A row: where it is along the parallel axes, and where its arrays begin.\nstruct Row {{\n{fields}}};\n"
         );
-        self.line(1, "long long row = block_index() * thread_count() + thread_index();");
-        self.line(1, "if (row >= p.rows) return;");
-        self.line(1, "Fault fault;");
+        self.line(0, "DEVICE Row row_of(const Parameters& p, long long number) {");
+        self.line(1, "Row row;");
         for axis in (0..axes).rev() {
             self.line(
                 1,
-                format!("long long axis_{axis} = row % p.extents[{axis}]; row /= p.extents[{axis}];"),
+                format!("long long axis_{axis} = number % p.extents[{axis}]; number /= p.extents[{axis}];"),
             );
+            self.line(1, format!("row.axis_{axis} = axis_{axis};"));
         }
-        let kinds: Vec<Kind> = scan.elements.results.iter().map(|&r| scan.elements.kind(r)).collect();
-        for (i, kind) in kinds.iter().enumerate() {
-            self.line(1, format!("{} state_{i} = 0;", register(*kind)));
+        self.text += &starts;
+        self.line(1, "return row;");
+        self.line(0, "}");
+        self.combine();
+        self.elements();
+        self.results();
+    }
+
+    fn combine(&mut self) {
+        let scan = self.scan;
+        self.line(0, "// The combine function.");
+        self.line(
+            0,
+            "DEVICE State combine(const Parameters& p, const Row& row, const State& left, const State& right, bool \
+             live, Fault& fault) {",
+        );
+        let parts = |side: &str| (0..scan.state).map(|i| format!("{side}.part_{i}")).collect::<Vec<_>>();
+        // What is captured does not move along the scan: it is read at its beginning.
+        let captured = self.sources(1, "captured", &scan.captured, "0", |name| format!("row.{name}[0]"));
+        let inputs = [parts("left"), parts("right"), captured].concat();
+        let results = self.program(&scan.combine, inputs, "c", "live", 1);
+        self.line(1, "State state;");
+        for (i, result) in results.iter().enumerate() {
+            self.line(1, format!("state.part_{i} = {result};"));
         }
-        self.line(1, "for (long long step = 0; step < p.length; ++step) {");
-        let position = if scan.reverse { "p.length - 1 - step" } else { "step" };
-        self.line(2, format!("long long axis_{axes} = {position};"));
-        let inputs = self.sources("source", &scan.sources);
-        let elements = self.program(&scan.elements, inputs, "e", 2);
-        let names = |prefix: &str| (0..scan.state).map(|i| format!("{prefix}_{i}")).collect::<Vec<_>>();
-        for (i, (element, kind)) in elements.iter().zip(&kinds).enumerate() {
-            self.line(2, format!("{} next_{i} = {element};", register(*kind)));
-        }
-        self.line(2, "if (step > 0) {");
-        // What is captured does not move along the scan.
-        self.line(3, format!("long long axis_{axes} = 0;"));
-        let captured = self.sources("captured", &scan.captured);
-        let inputs = [names("state"), names("next"), captured].concat();
-        let combined = self.program(&scan.combine, inputs, "c", 3);
-        for (i, (result, kind)) in combined.iter().zip(&kinds).enumerate() {
-            self.line(3, format!("{} combined_{i} = {result};", register(*kind)));
-        }
-        for i in 0..scan.state {
-            self.line(3, format!("next_{i} = combined_{i};"));
-        }
-        self.line(2, "}");
-        for i in 0..scan.state {
-            self.line(2, format!("state_{i} = next_{i};"));
-        }
-        let inputs = [names("state"), self.sources("result", &scan.result_sources)].concat();
-        let results = self.program(&scan.results, inputs, "r", 2);
-        for (i, (sink, value)) in scan.sinks.iter().zip(&results).enumerate() {
-            // A verified scan only stores.
-            let Sink::Store { view, dtype } = sink else { continue };
-            let name = format!("sink_{i}");
-            self.parameters.view(&name, view, *dtype, true);
-            let at = offset(&name, view.strides.len());
-            self.line(2, format!("p.{name}[{at}] = {};", stored(*dtype, value)));
-        }
-        self.line(1, "}");
-        self.line(1, "report(fault, p.fault, p.first_site);");
+        self.line(1, "return state;");
         self.line(0, "}");
     }
 
-    fn program(&mut self, program: &Program, inputs: Vec<String>, prefix: &str, depth: usize) -> Vec<String> {
+    fn elements(&mut self) {
+        let scan = self.scan;
+        self.line(0, "// The elements of a run of steps.");
+        self.line(
+            0,
+            "DEVICE void load_elements(const Parameters& p, const Row& row, long long step, State (&states)[RUN], \
+             Fault& fault) {",
+        );
+        self.runs("source", &scan.sources);
+        self.line(0, "#pragma unroll");
+        self.line(1, "for (int j = 0; j < RUN; ++j) {");
+        self.line(2, "long long position = position_of(step + j, p.length);");
+        let inputs = self.sources(2, "source", &scan.sources, "position", |name| format!("{name}[j]"));
+        let results = self.program(&scan.elements, inputs, "e", "true", 2);
+        for (i, result) in results.iter().enumerate() {
+            self.line(2, format!("states[j].part_{i} = {result};"));
+        }
+        self.line(1, "}");
+        self.line(0, "}");
+    }
+
+    fn results(&mut self) {
+        let scan = self.scan;
+        self.line(0, "// What becomes of the scanned states of a run of steps.");
+        self.line(
+            0,
+            "DEVICE void store_results(const Parameters& p, const Row& row, long long step, const State (&states)[RUN], \
+             Fault& fault) {",
+        );
+        self.runs("result", &scan.result_sources);
+        let mut stores = String::new();
+        for (i, sink) in scan.sinks.iter().enumerate() {
+            let Sink::Store { view, dtype } = sink else { continue };
+            self.line(1, format!("{} sink_{i}[RUN];", element(*dtype)));
+            let axis = view.strides.len() - 1;
+            stores += &format!(
+                "    store_run(sink_{i}, row.sink_{i}, p.sink_{i}_strides[{axis}], step, p.length);\n"
+            );
+        }
+        self.line(0, "#pragma unroll");
+        self.line(1, "for (int j = 0; j < RUN; ++j) {");
+        self.line(2, "long long position = position_of(step + j, p.length);");
+        let states = (0..scan.state).map(|i| format!("states[j].part_{i}")).collect::<Vec<_>>();
+        let loads = self.sources(2, "result", &scan.result_sources, "position", |name| format!("{name}[j]"));
+        let results = self.program(&scan.results, [states, loads].concat(), "r", "true", 2);
+        for (i, (sink, value)) in scan.sinks.iter().zip(&results).enumerate() {
+            let Sink::Store { dtype, .. } = sink else { continue };
+            self.line(2, format!("sink_{i}[j] = {};", stored(*dtype, value)));
+        }
+        self.line(1, "}");
+        self.text += &stores;
+        self.line(0, "}");
+    }
+
+    /// Reads a run of each source.
+    fn runs(&mut self, prefix: &str, sources: &[Source]) {
+        for (i, source) in sources.iter().enumerate() {
+            let Source::Load { view, dtype, valid } = source else { continue };
+            let (name, axis) = (format!("{prefix}_{i}"), view.strides.len() - 1);
+            self.line(1, format!("{} {name}[RUN];", element(*dtype)));
+            let read = format!("load_run({name}, row.{name}, p.{name}_strides[{axis}], step, p.length);");
+            let Some((ranges, _)) = valid else {
+                self.line(1, read);
+                continue;
+            };
+            // What is not there is not read.
+            let bounds = ranges.iter().flat_map(|&(low, high)| [low as i64, high as i64]);
+            self.parameters.integers(&format!("{name}_valid"), bounds);
+            let inside = inside(&name, axis, "position");
+            self.line(0, "#pragma unroll");
+            self.line(1, "for (int j = 0; j < RUN; ++j) {");
+            self.line(2, "long long position = position_of(step + j, p.length);");
+            self.line(
+                2,
+                format!("if ({inside}) {name}[j] = row.{name}[position * p.{name}_strides[{axis}]];"),
+            );
+            self.line(1, "}");
+        }
+    }
+
+    /// An expression for each source; `element` says how an element is called that was read.
+    fn sources(
+        &mut self,
+        indent: usize,
+        prefix: &str,
+        sources: &[Source],
+        position: &str,
+        element: impl Fn(&str) -> String,
+    ) -> Vec<String> {
+        let axes = self.scan.parallel.len();
+        let mut names = Vec::new();
+        for (i, source) in sources.iter().enumerate() {
+            let name = format!("{prefix}_{i}");
+            names.push(match source {
+                Source::Index(axis) if *axis == axes => position.into(),
+                Source::Index(axis) => format!("row.axis_{axis}"),
+                Source::Load { dtype, valid, .. } => {
+                    let read = loaded(*dtype, &element(&name));
+                    let ty = register(Kind::of(*dtype));
+                    let value = match valid {
+                        None => read,
+                        Some((_, fill)) => {
+                            let fill = region::literal(*fill, Kind::of(*dtype), self.parameters);
+                            format!("{} ? {read} : {fill}", inside(&name, axes, position))
+                        }
+                    };
+                    self.line(indent, format!("{ty} {name}_value = {value};"));
+                    format!("{name}_value")
+                }
+                // A verified scan has no phases.
+                Source::RowScalar(_) | Source::RowValue(_) => "0".into(),
+            });
+        }
+        names
+    }
+
+    fn program(
+        &mut self,
+        program: &Program,
+        inputs: Vec<String>,
+        prefix: &str,
+        live: &str,
+        depth: usize,
+    ) -> Vec<String> {
         let indent = " ".repeat(4 * depth);
-        let scope =
-            Scope { inputs: &inputs, tables: &self.scan.tables, live: "true", indent: &indent, prefix };
+        let scope = Scope { inputs: &inputs, tables: &self.scan.tables, live, indent: &indent, prefix };
         let body = region::write(program, &program.results, scope, self.parameters, &mut self.sites);
         self.text += &body.statements;
         body.results
     }
-
-    /// An expression for each source, at the step's position.
-    fn sources(&mut self, prefix: &str, sources: &[Source]) -> Vec<String> {
-        let mut names = Vec::new();
-        for (i, source) in sources.iter().enumerate() {
-            let name = format!("{prefix}_{i}");
-            match source {
-                Source::Index(axis) => names.push(format!("axis_{axis}")),
-                Source::Load { view, dtype, valid } => {
-                    self.parameters.view(&name, view, *dtype, false);
-                    let read = loaded(*dtype, &format!("p.{name}[{}]", offset(&name, view.strides.len())));
-                    let value = match valid {
-                        None => read,
-                        Some((ranges, fill)) => {
-                            let bounds = ranges.iter().flat_map(|&(low, high)| [low as i64, high as i64]);
-                            self.parameters.integers(&format!("{name}_valid"), bounds);
-                            let inside: String = (0..ranges.len())
-                                .map(|axis| {
-                                    let (low, high) = (2 * axis, 2 * axis + 1);
-                                    format!(
-                                        " && axis_{axis} >= p.{name}_valid[{low}] && axis_{axis} < p.{name}_valid[{high}]"
-                                    )
-                                })
-                                .collect();
-                            let fill = region::literal(*fill, Kind::of(*dtype), self.parameters);
-                            format!("true{inside} ? {read} : {fill}")
-                        }
-                    };
-                    self.line(2, format!("{} {name} = {value};", register(Kind::of(*dtype))));
-                    names.push(name);
-                }
-                // A verified scan has no phases.
-                Source::RowScalar(_) | Source::RowValue(_) => names.push("0".into()),
-            }
-        }
-        names
-    }
 }
 
+/// Whether a position is one that a source has; `axes` parallel axes come before the scan's.
+fn inside(name: &str, axes: usize, position: &str) -> String {
+    let within = |axis: usize, position: &str| {
+        let (low, high) = (2 * axis, 2 * axis + 1);
+        format!("{position} >= p.{name}_valid[{low}] && {position} < p.{name}_valid[{high}]")
+    };
+    let mut tests: Vec<String> = (0..axes).map(|axis| within(axis, &format!("row.axis_{axis}"))).collect();
+    tests.push(within(axes, position));
+    format!("({})", tests.join(" && "))
+}
+
+/// How far a row's beginning is from the origin.
 fn offset(name: &str, axes: usize) -> String {
     let terms: Vec<String> =
         (0..axes).map(|axis| format!("axis_{axis} * p.{name}_strides[{axis}]")).collect();

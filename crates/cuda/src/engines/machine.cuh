@@ -143,3 +143,27 @@ DEVICE void multiply_tf32(float (&sums)[4], const float (&a)[4], const float (&b
         : "r"(bits_of_float(a[0])), "r"(bits_of_float(a[1])), "r"(bits_of_float(a[2])), "r"(bits_of_float(a[3])),
           "r"(bits_of_float(b[0])), "r"(bits_of_float(b[1])));
 }
+
+DEVICE double shuffle(double x, int lane) { return __shfl_sync(~0u, x, lane); }
+DEVICE int shuffle(int x, int lane) { return __shfl_sync(~0u, x, lane); }
+DEVICE long long shuffle(long long x, int lane) { return __shfl_sync(~0u, x, lane); }
+DEVICE bool shuffle(bool x, int lane) { return __shfl_sync(~0u, (int)x, lane) != 0; }
+
+// Between the blocks of a launch. What a thread wrote before it raised a flag is seen by whoever sees the flag.
+DEVICE void make_visible() { __threadfence(); }
+DEVICE void raise_flag(unsigned* flag) {
+    __threadfence();
+    asm volatile("st.release.gpu.global.u32 [%0], %1;" ::"l"(flag), "r"(1u) : "memory");
+}
+DEVICE bool is_raised(const unsigned* flag) {
+    unsigned x;
+    asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(x) : "l"(flag) : "memory");
+    return x != 0;
+}
+// Numbers from 0 on, in the order in which blocks ask.
+DEVICE unsigned next_ticket(unsigned* counter) { return atomicAdd(counter, 1u); }
+// A word that other blocks of the launch write or read.
+DEVICE unsigned long long load_word(const unsigned long long* from) { return __ldcg(from); }
+DEVICE void store_word(unsigned long long* to, unsigned long long word) { __stcg(to, word); }
+DEVICE unsigned long long bits_of_double(double x) { return (unsigned long long)__double_as_longlong(x); }
+DEVICE double double_of_bits(unsigned long long bits) { return __longlong_as_double((long long)bits); }

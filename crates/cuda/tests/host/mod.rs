@@ -53,7 +53,10 @@ impl Kernels {
             });
         }
         let host = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/host");
-        let mut text = format!("#include \"{}\"\n", host.join("machine.hpp").display());
+        let mut text = String::new();
+        for file in ["machine.hpp", "blocks.hpp"] {
+            text += &format!("#include \"{}\"\n", host.join(file).display());
+        }
         for (number, source) in sources.iter().enumerate() {
             // The emulation has the further instructions, for each width and type.
             let instructions = if source.instructions.is_empty() { "" } else { "#include \"hopper.hpp\"\n" };

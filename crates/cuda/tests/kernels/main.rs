@@ -9,5 +9,6 @@ mod compile;
 mod golden;
 #[path = "../host/mod.rs"]
 mod host;
+mod scans;
 mod table;
 mod whole_plans;

@@ -1,0 +1,44 @@
+// What both scan engines have in common: prefixes, and what blocks tell each other.
+
+// A prefix that may be empty.
+struct Prefix {
+    State state;
+    bool any = false;
+};
+
+DEVICE void append(Prefix& prefix, const State& next, const Parameters& p, const Row& row, bool live, Fault& fault) {
+    prefix.state = prefix.any ? combine(p, row, prefix.state, next, live, fault) : next;
+    prefix.any = true;
+}
+
+// What blocks tell each other of their tiles. The order in which states are combined depends on the tiles' numbers
+// only, never on which block is the faster: 32 tiles make a group, and 32 groups a stretch; what lies before a tile is
+// the stretches before (told as one, in a chain), then the groups before it in its stretch, then the tiles before it
+// in its group. A block only waits for tiles with smaller numbers, which were begun before.
+struct Told {
+    unsigned* flags;
+    unsigned long long* words;
+};
+
+DEVICE State told_state(const Told& told, long long slot, int lane) {
+    State state;
+    read_words(state, told.words + (slot * STATE * LANES + lane));
+    return state;
+}
+
+// Waits until a slot has been told of.
+DEVICE void wait_for(const Told& told, long long slot) {
+    while (!is_raised(told.flags + slot)) {
+    }
+}
+
+// The places of the three kinds in scratch memory.
+DEVICE Told told_tiles(const Parameters& p) { return {p.flags, p.words}; }
+DEVICE Told told_groups(const Parameters& p) {
+    long long before = p.rows_told * p.tiles;
+    return {p.flags + before, p.words + before * STATE * LANES};
+}
+DEVICE Told told_stretches(const Parameters& p) {
+    long long before = p.rows_told * (p.tiles + p.groups);
+    return {p.flags + before, p.words + before * STATE * LANES};
+}

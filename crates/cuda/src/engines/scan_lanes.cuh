@@ -1,0 +1,140 @@
+// Scans whose rows lie next to each other: a lane takes a row, and the warps of a block take runs of its steps, WARPS
+// of them a tile. A block does its 32 rows, tile after tile; or, where rows are few and long, one tile of them, and
+// looks back at what the tiles before have told.
+
+constexpr int TILE = WARPS * RUN;
+
+struct Shared {
+    State totals[2][WARPS][32];  // of each warp's run; of this tile and the one before
+    State parts[3][32];
+    unsigned ticket;
+};
+
+struct Tile {
+    State run[RUN];
+
+    DEVICE void load(const Parameters& p, const Row& row, long long first, Fault& fault) {
+        load_elements(p, row, first + warp_index() * RUN, run, fault);
+    }
+
+    // Folds the run, and tells the other warps; gives what the whole tile comes to.
+    DEVICE State fold(const Parameters& p, const Row& row, long long first, State (&totals)[WARPS][32], Prefix& before,
+                      Fault& fault) {
+        long long step = first + warp_index() * RUN;
+#pragma unroll
+        for (int j = 1; j < RUN; ++j) run[j] = combine(p, row, run[j - 1], run[j], step + j < p.length, fault);
+        if constexpr (WARPS == 1) return run[RUN - 1];
+        totals[warp_index()][lane_index()] = run[RUN - 1];
+        sync_threads();
+        Prefix all;
+#pragma unroll
+        for (int w = 0; w < WARPS; ++w) {
+            if (w == warp_index()) before = all;
+            append(all, totals[w][lane_index()], p, row, first + w * RUN < p.length, fault);
+        }
+        return all.state;
+    }
+
+    DEVICE void store(const Parameters& p, const Row& row, long long first, const Prefix& carry, const Prefix& before,
+                      bool there, Fault& fault) {
+        long long step = first + warp_index() * RUN;
+        if (!there || step >= p.length) return;
+        Prefix prefix = carry;
+        if (before.any) append(prefix, before.state, p, row, true, fault);
+        if (prefix.any) {
+#pragma unroll
+            for (int j = 0; j < RUN; ++j) {
+                run[j] = combine(p, row, prefix.state, run[j], step + j < p.length, fault);
+            }
+        }
+        store_results(p, row, step, run, fault);
+    }
+};
+
+// What some neighbouring slots come to, for each lane its own row.
+DEVICE State fold_told(const Told& told, long long first, int count, const Parameters& p, const Row& row, Fault& fault) {
+    if (lane_index() < count) wait_for(told, first + lane_index());
+    sync_warp();
+    State state = told_state(told, first, lane_index());
+    for (int i = 1; i < count; ++i) {
+        state = combine(p, row, state, told_state(told, first + i, lane_index()), true, fault);
+    }
+    return state;
+}
+
+// All lanes of a warp.
+DEVICE void tell(const Told& told, long long slot, const State& state) {
+    write_words(state, told.words + (slot * STATE * LANES + lane_index()));
+    make_visible();
+    sync_warp();
+    if (lane_index() == 0) raise_flag(told.flags + slot);
+}
+
+KERNEL void __launch_bounds__(32 * WARPS) scan(const __grid_constant__ Parameters p) {
+    Shared& shared = *(Shared*)shared_memory();
+    Fault fault;
+    Tile tile;
+    if constexpr (CHAINED) {
+        if (thread_index() == 0) shared.ticket = next_ticket(p.ticket);
+        sync_threads();
+        long long number = shared.ticket, team = number / p.tiles;
+        int index = (int)(number % p.tiles);
+        long long row_number = 32 * team + lane_index();
+        bool there = row_number < p.rows;
+        Row row = row_of(p, min_of(row_number, p.rows - 1));
+        long long first = (long long)index * TILE;
+        tile.load(p, row, first, fault);
+        Prefix before;
+        State aggregate = tile.fold(p, row, first, shared.totals[0], before, fault);
+        bool last = index == p.tiles - 1;
+        Told tiles = told_tiles(p), groups = told_groups(p), stretches = told_stretches(p);
+        long long tile_slot = team * p.tiles, group_slot = team * p.groups, stretch_slot = team * p.stretches;
+        int group = index / 32, stretch = index / 1024;
+        if (warp_index() == 0) {
+            if (!last) tell(tiles, tile_slot + index, aggregate);
+            if (index % 32 > 0) {
+                State state = fold_told(tiles, tile_slot + 32 * group, index % 32, p, row, fault);
+                shared.parts[2][lane_index()] = state;
+                if (index % 32 == 31 && !last) {
+                    tell(groups, group_slot + group, combine(p, row, state, aggregate, true, fault));
+                }
+            }
+        }
+        if (warp_index() == 1 % WARPS && group % 32 > 0) {
+            shared.parts[1][lane_index()] = fold_told(groups, group_slot + 32 * stretch, group % 32, p, row, fault);
+        }
+        if (warp_index() == 2 % WARPS && stretch > 0) {
+            if (lane_index() == 0) wait_for(stretches, stretch_slot + stretch - 1);
+            sync_warp();
+            shared.parts[0][lane_index()] = told_state(stretches, stretch_slot + stretch - 1, lane_index());
+        }
+        sync_threads();
+        Prefix prefix;
+        if (stretch > 0) append(prefix, shared.parts[0][lane_index()], p, row, true, fault);
+        if (group % 32 > 0) append(prefix, shared.parts[1][lane_index()], p, row, true, fault);
+        if (index % 32 > 0) append(prefix, shared.parts[2][lane_index()], p, row, true, fault);
+        if (warp_index() == 0 && index % 1024 == 1023 && !last) {
+            tell(stretches, stretch_slot + stretch, combine(p, row, prefix.state, aggregate, true, fault));
+        }
+        tile.store(p, row, first, prefix, before, there, fault);
+    } else {
+        for (long long team = block_index(); 32 * team < p.rows; team += block_count()) {
+            long long row_number = 32 * team + lane_index();
+            bool there = row_number < p.rows;
+            Row row = row_of(p, min_of(row_number, p.rows - 1));
+            Prefix carry;
+            int turn = 0;
+            for (long long first = 0; first < p.length; first += TILE) {
+                tile.load(p, row, first, fault);
+                Prefix before;
+                State aggregate = tile.fold(p, row, first, shared.totals[turn], before, fault);
+                tile.store(p, row, first, carry, before, there, fault);
+                append(carry, aggregate, p, row, first + TILE <= p.length, fault);
+                turn = 1 - turn;
+            }
+            // The next rows begin with the first totals again.
+            if constexpr (WARPS > 1) sync_threads();
+        }
+    }
+    report(fault, p.fault, p.first_site);
+}
