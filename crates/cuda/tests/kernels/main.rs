@@ -9,6 +9,7 @@ mod compile;
 mod golden;
 #[path = "../host/mod.rs"]
 mod host;
+mod nests;
 mod scans;
 mod table;
 mod whole_plans;

@@ -1,0 +1,528 @@
+//! The text of a loop nest's kernel.
+
+use std::fmt::Write;
+use std::ops::Range;
+
+use tilewright_ir::Binary;
+use tilewright_plan::loops::{Phase, RowReduction, Sink, Source};
+use tilewright_plan::{Kind, Loops, Register};
+
+use super::{Cut, Stage, Style, THREADS, scalar_kind, value_kind};
+use crate::codegen::parameters::Parameters;
+use crate::codegen::region::{self, Scope, Site};
+use crate::codegen::types::{element, loaded, register, stored};
+
+pub(super) struct Writer<'a> {
+    pub loops: &'a Loops,
+    pub cut: &'a Cut,
+    pub stage: Stage,
+    pub parameters: &'a mut Parameters,
+    pub sites: Vec<Site>,
+    pub text: String,
+}
+
+impl Writer<'_> {
+    fn line(&mut self, indent: usize, text: impl AsRef<str>) {
+        writeln!(self.text, "{:1$}{2}", "", 4 * indent, text.as_ref()).expect("a string takes any text");
+    }
+
+    /// The axis that runs lie along, if any.
+    fn run_axis(&self) -> Option<usize> {
+        let (parallel, row) = (self.loops.parallel.len(), self.loops.row.len());
+        match self.cut.style {
+            Style::Across { .. } => parallel.checked_sub(1),
+            Style::Along { .. } => (row > 0).then(|| parallel + row - 1),
+        }
+    }
+
+    fn is_across(&self) -> bool {
+        matches!(self.cut.style, Style::Across { .. })
+    }
+
+    /// How many threads reduce together.
+    fn team(&self) -> usize {
+        match self.cut.style {
+            Style::Along { team } => team,
+            Style::Across { warps } => 32 * warps,
+        }
+    }
+
+    pub fn kernel(&mut self) {
+        let index = if self.cut.long { "long long" } else { "unsigned" };
+        self.line(0, format!("typedef {index} Index;"));
+        self.line(0, format!("constexpr int RUN = {};", self.cut.run));
+        self.line(
+            0,
+            format!(
+                "KERNEL void __launch_bounds__({THREADS}) loops(const __grid_constant__ Parameters p) {{"
+            ),
+        );
+        self.line(1, "Fault fault;");
+        let units = self.cut.units_of_block();
+        // Which of the block's rows, or runs of rows, the thread is with, and which of the threads there it is.
+        let (mine, rank, ranks) = match self.cut.style {
+            Style::Along { team } => {
+                (format!("thread_index() / {team}"), format!("thread_index() % {team}"), team)
+            }
+            Style::Across { warps: 1 } => ("thread_index()".into(), "0".into(), 1),
+            Style::Across { warps } => ("lane_index()".into(), "warp_index()".into(), warps),
+        };
+        self.line(1, format!("const int mine = {mine}, rank = {rank};"));
+        if self.stage == Stage::Parts {
+            self.line(
+                1,
+                "const Index part = block_index() % p.parts, first_block = block_index() / p.parts;",
+            );
+            self.line(1, "const Index part_length = (p.length + p.parts - 1) / p.parts;");
+            self.line(
+                1,
+                "const Index begin = part * part_length, end = min_of<Index>(begin + part_length, p.length);",
+            );
+            self.line(1, "const Index blocks = block_count() / p.parts;");
+        } else {
+            self.line(
+                1,
+                "const Index first_block = block_index(), blocks = block_count(), begin = 0, end = p.length;",
+            );
+        }
+        for slot in 0..self.loops.row_values {
+            self.row_place(slot, units);
+        }
+        // All threads of a block go round together: they reduce together.
+        self.line(
+            1,
+            format!("for (Index base = first_block * {units}; base < p.units; base += blocks * {units}) {{"),
+        );
+        self.line(2, "const bool there = base + mine < p.units;");
+        self.line(2, "const Index unit = there ? base + mine : p.units - 1;");
+        let parallel = self.loops.parallel.len();
+        if self.is_across() {
+            self.run_of("unit", 0..parallel, 2);
+        } else {
+            self.axes_of("unit", 0..parallel, 2);
+        }
+        for slot in 0..self.loops.row_scalars {
+            let ty = register(scalar_kind(self.loops, slot));
+            let array = if self.is_across() { "[RUN]" } else { "" };
+            self.line(2, format!("{ty} scalar_{slot}{array} = {{}};"));
+        }
+        for (number, phase) in self.loops.phases.iter().enumerate() {
+            if self.stage == Stage::Parts && number > 0 {
+                break;
+            }
+            let what = if phase.once { "once a row" } else { "each element" };
+            self.line(2, format!("// Phase {number}: {what}."));
+            self.line(2, "{");
+            self.partials(phase);
+            if self.stage == Stage::Rest && number == 0 {
+                self.parts(phase, ranks);
+            } else {
+                self.passes(number, phase, ranks);
+            }
+            self.reduced(phase);
+            self.line(2, "}");
+        }
+        self.line(1, "}");
+        self.line(1, "report(fault, p.fault, p.first_site);");
+        self.line(0, "}");
+    }
+
+    /// A pointer to the row that the thread's team carries.
+    fn row_place(&mut self, slot: usize, units: usize) {
+        let ty = register(value_kind(self.loops, slot));
+        self.line(
+            1,
+            format!(
+                "{ty}* const row_{slot} = p.rows_in_shared ? ({ty}*)(shared_memory() + {} + 8ll * {units} * p.pitch * \
+                 {slot}) + mine * p.pitch : p.row_{slot} + (block_index() * {units} + mine) * p.pitch;",
+                16 * THREADS
+            ),
+        );
+    }
+
+    /// Goes over the elements of the row, or over its beginning.
+    fn passes(&mut self, number: usize, phase: &Phase, ranks: usize) {
+        let (parallel, all) = (self.loops.parallel.len(), self.loops.parallel.len() + self.loops.row.len());
+        if phase.once {
+            for axis in parallel..all {
+                self.line(3, format!("const long long axis_{axis} = 0;"));
+            }
+            self.line(3, "const long long element = 0;");
+            if !self.is_across() {
+                self.line(3, "constexpr int count = 1;");
+            }
+            self.line(3, "const int kept = there && rank == 0 ? count : 0;");
+            self.phase(number, phase, 3);
+            return;
+        }
+        self.line(3, format!("for (Index element = begin + rank; element < end; element += {ranks}) {{"));
+        if self.is_across() {
+            self.axes_of("element", parallel..all, 4);
+        } else {
+            self.run_of("element", parallel..all, 4);
+        }
+        self.line(4, "const int kept = there ? count : 0;");
+        self.phase(number, phase, 4);
+        self.line(3, "}");
+    }
+
+    /// Positions along some axes, of a row-major number.
+    fn axes_of(&mut self, number: &str, axes: Range<usize>, indent: usize) {
+        let first = axes.start;
+        if axes.len() > 1 {
+            self.line(indent, format!("Index rest_{first} = {number};"));
+        }
+        for axis in axes.clone().rev() {
+            let text = match (axes.len(), axis == first) {
+                (1, _) => format!("const long long axis_{axis} = {number};"),
+                (_, true) => format!("const long long axis_{axis} = rest_{first};"),
+                (_, false) => format!(
+                    "const long long axis_{axis} = rest_{first} % (Index)p.extents[{axis}]; rest_{first} /= \
+                     (Index)p.extents[{axis}];"
+                ),
+            };
+            self.line(indent, text);
+        }
+    }
+
+    /// The same of a number of runs, with how many elements the run has.
+    fn run_of(&mut self, number: &str, axes: Range<usize>, indent: usize) {
+        let Some(last) = axes.clone().next_back() else {
+            self.line(indent, "constexpr int count = 1;");
+            return;
+        };
+        if axes.len() == 1 {
+            self.line(indent, format!("const long long axis_{last} = (long long){number} * RUN;"));
+        } else {
+            self.line(indent, format!("const Index runs = ((Index)p.extents[{last}] + RUN - 1) / RUN;"));
+            self.line(indent, format!("const Index outer = {number} / runs;"));
+            self.line(
+                indent,
+                format!("const long long axis_{last} = (long long)({number} - outer * runs) * RUN;"),
+            );
+            self.axes_of("outer", axes.start..last, indent);
+        }
+        self.line(
+            indent,
+            format!("const int count = min_of<long long>(RUN, p.extents[{last}] - axis_{last});"),
+        );
+    }
+
+    /// Whether a phase has a run of values at a time, or one.
+    fn items(&self, phase: &Phase) -> &'static str {
+        if self.is_across() || !phase.once { "RUN" } else { "1" }
+    }
+
+    /// What each reduction of a phase begins with.
+    fn partials(&mut self, phase: &Phase) {
+        for (number, kind, result) in reductions(phase) {
+            let of = phase.program.kind(result);
+            let ty = partial_type(kind, of);
+            let start = match kind {
+                RowReduction::Sum => "0",
+                RowReduction::Prod => "1",
+                RowReduction::Max => least(of),
+                RowReduction::Min => greatest(of),
+                RowReduction::ArgMax => "{0, -1}",
+            };
+            if self.is_across() {
+                self.line(3, format!("{ty} partial_{number}[RUN];"));
+                self.line(0, "#pragma unroll");
+                let start = if kind == RowReduction::ArgMax { format!("{ty}{start}") } else { start.into() };
+                self.line(3, format!("for (int j = 0; j < RUN; ++j) partial_{number}[j] = {start};"));
+            } else {
+                self.line(3, format!("{ty} partial_{number} = {start};"));
+            }
+        }
+    }
+
+    /// Where the reduction of a part of a row, or of a run of rows, is kept.
+    fn part(&self, number: usize, ty: &str, part: &str) -> String {
+        match self.cut.style {
+            Style::Across { .. } => {
+                format!("(({ty}*)p.part_{number})[((long long){part} * p.units + unit) * RUN + j]")
+            }
+            Style::Along { .. } => format!("(({ty}*)p.part_{number})[(long long)unit * p.parts + {part}]"),
+        }
+    }
+
+    /// The first phase's reductions, from those of the parts.
+    fn parts(&mut self, phase: &Phase, ranks: usize) {
+        self.line(3, format!("for (Index part = rank; part < p.parts; part += {ranks}) {{"));
+        for (number, kind, result) in reductions(phase) {
+            let of = phase.program.kind(result);
+            if self.is_across() {
+                self.line(0, "#pragma unroll");
+                self.line(4, "for (int j = 0; j < RUN; ++j) {");
+                let partial = format!("partial_{number}[j]");
+                let part = self.part(number, &partial_type(kind, of), "part");
+                self.line(5, format!("{partial} = {};", combined(kind, of, &partial, &part)));
+                self.line(4, "}");
+            } else {
+                let partial = format!("partial_{number}");
+                let part = self.part(number, &partial_type(kind, of), "part");
+                self.line(4, format!("{partial} = {};", combined(kind, of, &partial, &part)));
+            }
+        }
+        self.line(3, "}");
+    }
+
+    fn phase(&mut self, number: usize, phase: &Phase, depth: usize) {
+        let items = self.items(phase);
+        let axis = self.run_axis().filter(|_| items == "RUN");
+        let mut inputs = Vec::new();
+        // All loads come first, so that they are under way together.
+        for (i, source) in phase.sources.iter().enumerate() {
+            let name = format!("source_{number}_{i}");
+            inputs.push(match source {
+                Source::Index(of) if Some(*of) == axis => format!("(axis_{of} + min_of(j, count - 1))"),
+                Source::Index(of) => format!("axis_{of}"),
+                Source::RowScalar(slot) if self.is_across() => format!("scalar_{slot}[j]"),
+                Source::RowScalar(slot) => format!("scalar_{slot}"),
+                Source::RowValue(slot) => {
+                    let ty = register(value_kind(self.loops, *slot));
+                    self.line(depth, format!("{ty} {name}[{items}];"));
+                    self.line(depth, format!("load_run({name}, row_{slot} + element * RUN, 1, {items});"));
+                    format!("{name}[j]")
+                }
+                Source::Load { view, dtype, valid } => {
+                    self.parameters.view(&name, view, *dtype, false);
+                    let at = self.offset(&name, view.strides.len());
+                    let stride = axis.map_or("0".into(), |axis| format!("p.{name}_strides[{axis}]"));
+                    self.line(depth, format!("{} {name}[{items}];", element(*dtype)));
+                    // Not by way of the read-only path: a sink may replace what is read here.
+                    let read = format!("{name}, p.{name} + ({at}), {stride}, count");
+                    match valid {
+                        None => {
+                            self.line(depth, format!("load_run({read});"));
+                            loaded(*dtype, &format!("{name}[j]"))
+                        }
+                        Some((ranges, fill)) => {
+                            let bounds = ranges.iter().flat_map(|&(low, high)| [low as i64, high as i64]);
+                            self.parameters.integers(&format!("{name}_valid"), bounds);
+                            let bound =
+                                |axis: usize, which: usize| format!("p.{name}_valid[{}]", 2 * axis + which);
+                            let within = |of: usize, position: &str| {
+                                format!("{position} >= {} && {position} < {}", bound(of, 0), bound(of, 1))
+                            };
+                            let others: Vec<String> = (0..ranges.len())
+                                .filter(|of| Some(*of) != axis)
+                                .map(|of| within(of, &format!("axis_{of}")))
+                                .collect();
+                            let others = if others.is_empty() { "true".into() } else { others.join(" && ") };
+                            self.line(depth, format!("const bool {name}_there = {others};"));
+                            let fill = region::literal(*fill, Kind::of(*dtype), self.parameters);
+                            let value = loaded(*dtype, &format!("{name}[j]"));
+                            match axis {
+                                None => {
+                                    self.line(depth, format!("if ({name}_there) load_run({read});"));
+                                    format!("({name}_there ? {value} : {fill})")
+                                }
+                                Some(of) => {
+                                    let range = format!("axis_{of}, {}, {}", bound(of, 0), bound(of, 1));
+                                    self.line(
+                                        depth,
+                                        format!("if ({name}_there) load_part({read}, {range});"),
+                                    );
+                                    let position = format!("(axis_{of} + min_of(j, count - 1))");
+                                    format!("({name}_there && {} ? {value} : {fill})", within(of, &position))
+                                }
+                            }
+                        }
+                    }
+                }
+            });
+        }
+        for (i, sink) in phase.sinks.iter().enumerate() {
+            let ty = match sink {
+                Sink::Store { dtype, .. } => element(*dtype),
+                Sink::RowValue(slot) => register(value_kind(self.loops, *slot)),
+                Sink::Reduce { .. } | Sink::RowScalar(_) => continue,
+            };
+            self.line(depth, format!("{ty} sink_{number}_{i}[{items}];"));
+        }
+        self.line(0, "#pragma unroll");
+        self.line(depth, format!("for (int j = 0; j < {items}; ++j) {{"));
+        // Inputs that are read become registers, so that each is converted once.
+        let mut registers = Vec::new();
+        for (i, (source, input)) in phase.sources.iter().zip(&inputs).enumerate() {
+            let kind = match source {
+                Source::Load { dtype, .. } => Kind::of(*dtype),
+                Source::RowValue(slot) => value_kind(self.loops, *slot),
+                Source::Index(_) | Source::RowScalar(_) => {
+                    registers.push(input.clone());
+                    continue;
+                }
+            };
+            let name = format!("value_{number}_{i}");
+            self.line(depth + 1, format!("const {} {name} = {input};", register(kind)));
+            registers.push(name);
+        }
+        let indent = " ".repeat(4 * (depth + 1));
+        let prefix = format!("r{number}_");
+        let scope = Scope {
+            inputs: &registers,
+            tables: &self.loops.tables,
+            live: "true",
+            indent: &indent,
+            prefix: &prefix,
+        };
+        let body =
+            region::write(&phase.program, &phase.program.results, scope, self.parameters, &mut self.sites);
+        self.text += &body.statements;
+        for (i, ((sink, value), &result)) in
+            phase.sinks.iter().zip(&body.results).zip(&phase.program.results).enumerate()
+        {
+            match sink {
+                Sink::Store { dtype, .. } => {
+                    self.line(depth + 1, format!("sink_{number}_{i}[j] = {};", stored(*dtype, value)));
+                }
+                Sink::Reduce { kind, .. } => {
+                    let of = phase.program.kind(result);
+                    let across = self.is_across();
+                    let partial = if across { format!("partial_{i}[j]") } else { format!("partial_{i}") };
+                    let next = match kind {
+                        RowReduction::ArgMax => {
+                            let position = self.position(axis);
+                            format!("Greatest<{}>{{{value}, {position}}}", register(of))
+                        }
+                        _ => value.clone(),
+                    };
+                    // Rows are a thread's own; of a row's elements only those count that there are.
+                    let guard = if across { "" } else { "if (j < count) " };
+                    self.line(
+                        depth + 1,
+                        format!("{guard}{partial} = {};", combined(*kind, of, &partial, &next)),
+                    );
+                }
+                Sink::RowScalar(slot) if self.is_across() => {
+                    self.line(depth + 1, format!("scalar_{slot}[j] = {value};"));
+                }
+                Sink::RowScalar(slot) => self.line(depth + 1, format!("scalar_{slot} = {value};")),
+                Sink::RowValue(_) => self.line(depth + 1, format!("sink_{number}_{i}[j] = {value};")),
+            }
+        }
+        self.line(depth, "}");
+        for (i, sink) in phase.sinks.iter().enumerate() {
+            let name = format!("sink_{number}_{i}");
+            match sink {
+                Sink::Store { view, dtype } => {
+                    self.parameters.view(&name, view, *dtype, true);
+                    let at = self.offset(&name, view.strides.len());
+                    let stride = axis.map_or("0".into(), |axis| format!("p.{name}_strides[{axis}]"));
+                    self.line(depth, format!("store_run({name}, p.{name} + ({at}), {stride}, kept);"));
+                }
+                Sink::RowValue(slot) => {
+                    self.line(depth, format!("store_run({name}, row_{slot} + element * RUN, 1, {items});"));
+                }
+                Sink::Reduce { .. } | Sink::RowScalar(_) => {}
+            }
+        }
+    }
+
+    /// The row-major position within the row of an item.
+    fn position(&self, axis: Option<usize>) -> String {
+        let parallel = self.loops.parallel.len();
+        let mut position = String::from("0ll");
+        for row in parallel..parallel + self.loops.row.len() {
+            let along = if Some(row) == axis { format!("(axis_{row} + j)") } else { format!("axis_{row}") };
+            position = format!("({position} * p.extents[{row}] + {along})");
+        }
+        position
+    }
+
+    /// What the partial results of a phase's reductions come to.
+    fn reduced(&mut self, phase: &Phase) {
+        for (i, kind, result) in reductions(phase) {
+            let of = phase.program.kind(result);
+            let ty = partial_type(kind, of);
+            let part = self.part(i, &ty, "part");
+            let function =
+                format!("[]({ty} x, {ty} y) -> {ty} {{ return {}; }}", combined(kind, of, "x", "y"));
+            let Sink::Reduce { scalar, .. } = &phase.sinks[i] else { continue };
+            let position = if kind == RowReduction::ArgMax { ".position" } else { "" };
+            match self.cut.style {
+                Style::Along { team } => {
+                    self.line(3, format!("{ty} total_{i} = reduce_team<{team}>(partial_{i}, {function});"));
+                    if self.stage == Stage::Parts {
+                        self.line(3, format!("if (there && rank == 0) {part} = total_{i};"));
+                    } else {
+                        self.line(3, format!("scalar_{scalar} = total_{i}{position};"));
+                    }
+                }
+                Style::Across { warps } => {
+                    self.line(0, "#pragma unroll");
+                    self.line(3, "for (int j = 0; j < RUN; ++j) {");
+                    self.line(4, format!("{ty} total = reduce_warps<{warps}>(partial_{i}[j], {function});"));
+                    if self.stage == Stage::Parts {
+                        self.line(4, format!("if (there && rank == 0) {part} = total;"));
+                    } else {
+                        self.line(4, format!("scalar_{scalar}[j] = total{position};"));
+                    }
+                    self.line(3, "}");
+                }
+            }
+        }
+        // Rows may be read where other threads of the team wrote them.
+        if self.team() > 1 && phase.sinks.iter().any(|sink| matches!(sink, Sink::RowValue(_))) {
+            self.line(3, "sync_threads();");
+        }
+    }
+
+    fn offset(&self, name: &str, axes: usize) -> String {
+        let terms: Vec<String> =
+            (0..axes).map(|axis| format!("axis_{axis} * p.{name}_strides[{axis}]")).collect();
+        if terms.is_empty() { "0".into() } else { terms.join(" + ") }
+    }
+}
+
+/// The reductions of a phase: the sink's number, how, and of which result.
+fn reductions(phase: &Phase) -> Vec<(usize, RowReduction, Register)> {
+    let sinks = phase.sinks.iter().zip(&phase.program.results).enumerate();
+    sinks
+        .filter_map(|(number, (sink, &result))| match sink {
+            Sink::Reduce { kind, .. } => Some((number, *kind, result)),
+            Sink::Store { .. } | Sink::RowScalar(_) | Sink::RowValue(_) => None,
+        })
+        .collect()
+}
+
+/// The type of a reduction while it is made.
+fn partial_type(kind: RowReduction, of: Kind) -> String {
+    match kind {
+        RowReduction::ArgMax => format!("Greatest<{}>", register(of)),
+        RowReduction::Sum | RowReduction::Prod | RowReduction::Max | RowReduction::Min => register(of).into(),
+    }
+}
+
+/// Two partial results as one.
+fn combined(kind: RowReduction, of: Kind, x: &str, y: &str) -> String {
+    let function = match kind {
+        RowReduction::Sum => Binary::Add,
+        RowReduction::Prod => Binary::Mul,
+        RowReduction::Max => Binary::Max,
+        RowReduction::Min => Binary::Min,
+        RowReduction::ArgMax => return format!("greater({x}, {y})"),
+    };
+    region::binary(function, of, x, y)
+}
+
+fn least(kind: Kind) -> &'static str {
+    match kind {
+        Kind::F64 => "-infinity<double>()",
+        Kind::F32 => "-infinity<float>()",
+        Kind::I64 => "-9223372036854775807ll - 1",
+        Kind::I32 => "-2147483647 - 1",
+        Kind::Bool => "false",
+    }
+}
+
+fn greatest(kind: Kind) -> &'static str {
+    match kind {
+        Kind::F64 => "infinity<double>()",
+        Kind::F32 => "infinity<float>()",
+        Kind::I64 => "9223372036854775807ll",
+        Kind::I32 => "2147483647",
+        Kind::Bool => "true",
+    }
+}
