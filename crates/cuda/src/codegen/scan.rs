@@ -80,7 +80,7 @@ fn lanes_along_rows(scan: &Scan) -> bool {
         Sink::Reduce { .. } | Sink::RowScalar(_) | Sink::RowValue(_) => None,
     });
     let vote = |view: &View| match (view.strides[inner], view.strides[axis]) {
-        (1, 0 | 1 | -1) => 0,
+        (1, -1..=1) => 0,
         (1, _) => 1,
         (_, 1 | -1) => -1,
         _ => 0,
