@@ -180,8 +180,8 @@ pub fn one_pass_tiles(needs: OnePassNeeds, shared_bytes: usize) -> Option<OnePas
     let (head, value) = (needs.head_size.next_multiple_of(64), needs.value_size.next_multiple_of(64));
     // Sums of keys' and values' cotangents, scores and slopes take half a register a column each: 192 at most.
     let columns = match (head, value) {
-        (64, 64) if std::env::var("TW_C64").is_err() => 128,
-        (64 | 128, 64 | 128) => 64,
+        (64, 64) => 128,
+        (128, 64 | 128) => 64,
         _ => return None,
     };
     let panels: usize = if needs.masked { 2 * (16 * (columns + 1) + 64) } else { 0 };
@@ -197,12 +197,12 @@ pub fn one_pass_tiles(needs: OnePassNeeds, shared_bytes: usize) -> Option<OnePas
         columns,
         head,
         value,
-        producer_registers: 40,
-        consumer_registers: 232,
+        producer_registers: 24,
+        consumer_registers: 240,
         scratch_floats,
         term_floats,
-        // Barriers, tiles under way and the ticket.
-        shared_bytes: 2 * elements + 4 * floats + 7 * 8 + 2 * 16 + 8,
+        // Barriers, tiles that were walked to and the ticket.
+        shared_bytes: 2 * elements + 4 * floats + 9 * 8 + 4 * 16 + 8,
     };
     (tiles.shared_bytes <= shared_bytes).then_some(tiles)
 }

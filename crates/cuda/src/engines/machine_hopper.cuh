@@ -53,6 +53,11 @@ DEVICE unsigned long long turned_panels(const void* start, int between) {
     return address | (unsigned long long)(between >> 4) << 16 | 64ull << 32 | 1ull << 62;
 }
 
+// A panel some bytes further on.
+DEVICE unsigned long long further(unsigned long long panel, int bytes) {
+    return (panel & ~0xffffffffull) | ((unsigned)panel + (unsigned)(bytes >> 4));
+}
+
 // Keeps uses of a product's sums behind the wait for it.
 template <int BLOCKS>
 DEVICE void hold(float (&sums)[BLOCKS][4]) {

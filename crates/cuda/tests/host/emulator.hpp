@@ -148,7 +148,9 @@ inline void run_block(void (*kernel)(const void*), const void* parameters, long 
         resume(block.threads[block.current]);
     }
     for (int i = 0; i < threads; ++i) {
-        if (!block.threads[i].done) fail("a thread waits for others that never come");
+        if (block.threads[i].done) continue;
+        fprintf(stderr, "emulator: block %lld, thread %d\n", index, i);
+        fail("a thread waits for others that never come");
     }
     free(block.shared);
 }

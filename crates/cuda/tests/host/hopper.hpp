@@ -29,7 +29,7 @@ inline void multiply_registers_of(float (*sums)[4], const unsigned (&left)[4], u
 }
 
 template <bool LEFT_TURNED, bool RIGHT_TURNED, typename E, int BLOCKS>
-inline void multiply_panels(float (&sums)[BLOCKS][4], unsigned long long left, unsigned long long right, bool keep, E) {
+inline void multiply_panels_of(float (&sums)[BLOCKS][4], unsigned long long left, unsigned long long right, bool keep, E) {
     GroupProduct mine = {};
     mine.left_panel = left;
     mine.right_panel = right;
@@ -44,6 +44,15 @@ inline void multiply_panels(float (&sums)[BLOCKS][4], unsigned long long left, u
             return RIGHT_TURNED ? panel_read<E>(all[0].right_panel, depth, column)
                                 : panel_read<E>(all[0].right_panel, column, depth);
         });
+}
+
+template <bool LEFT_TURNED, bool RIGHT_TURNED, typename E, int BLOCKS>
+inline void begin_panels(float (&sums)[BLOCKS][4], unsigned long long left, unsigned long long right, E) {
+    multiply_panels_of<LEFT_TURNED, RIGHT_TURNED>(sums, left, right, false, E{});
+}
+template <bool LEFT_TURNED, bool RIGHT_TURNED, typename E, int BLOCKS>
+inline void multiply_panels(float (&sums)[BLOCKS][4], unsigned long long left, unsigned long long right, E) {
+    multiply_panels_of<LEFT_TURNED, RIGHT_TURNED>(sums, left, right, true, E{});
 }
 
 template <bool RIGHT_TURNED, typename E, int BLOCKS>

@@ -296,6 +296,7 @@ DEVICE unsigned long long descriptor(const void* start, int stride, int between)
 }
 DEVICE unsigned long long panel_of(const void* start, int stride) { return descriptor(start, stride, 0); }
 DEVICE unsigned long long turned_panels(const void* start, int between) { return descriptor(start, 1024, between); }
+DEVICE unsigned long long further(unsigned long long panel, int bytes) { return panel + bytes; }
 template <typename E>
 DEVICE float panel_read(unsigned long long panel, int row, int column) {
     constexpr int FIELD = (1 << 20) - 1;

@@ -33,8 +33,9 @@ pub(super) fn instructions(dtype: DType, columns: usize) -> String {
     )
 }
 
-/// `multiply_panels` and `multiply_left`, which the gradient multiplies by, for sums of each of these widths: both
-/// operands in panels, or the left one in registers; either operand in panels may be turned, its rows the depth.
+/// `begin_panels`, `multiply_panels` and `multiply_left`, which the gradient multiplies by, for sums of each of these
+/// widths: both operands in panels, or the left one in registers; either operand in panels may be turned, its rows the
+/// depth.
 pub(super) fn products(dtype: DType, widths: &[usize]) -> String {
     let mut widths = widths.to_vec();
     widths.sort_unstable();
@@ -44,36 +45,39 @@ pub(super) fn products(dtype: DType, widths: &[usize]) -> String {
 
 fn product(dtype: &str, columns: usize) -> String {
     let count = columns / 2;
+    let sums = |constraint: &str| {
+        let sum = |i: usize| format!("\"{constraint}\"(sums[{}][{}])", i / 4, i % 4);
+        (0..count).map(sum).collect::<Vec<_>>().join(", ")
+    };
     let names = (0..count).map(|i| format!("%{i}")).collect::<Vec<_>>().join(", ");
-    let sums =
-        (0..count).map(|i| format!("\"+f\"(sums[{}][{}])", i / 4, i % 4)).collect::<Vec<_>>().join(", ");
-    let operand = |i: usize| format!("%{}", count + i);
-    let blocks = columns / 8;
     let instruction =
         format!("wgmma.mma_async.sync.aligned.m64n{columns}k16.f32.{dtype}.{dtype} {{{names}}}");
-    format!(
-        "// sums[64 × {columns}] = left · right, plus the sums where they are kept: 16 deep.\n\
-         template <bool LEFT_TURNED, bool RIGHT_TURNED, typename E>\n\
-         DEVICE void multiply_panels(float (&sums)[{blocks}][4], unsigned long long left, unsigned long long right, \
-         bool keep, E) {{\n    asm volatile(\n        \"{{ .reg .pred keep; setp.ne.b32 keep, {keep}, 0;\\n\"\n        \
-         \"{instruction}, {left}, {right}, keep, 1, 1, {left_turned}, {right_turned}; }}\"\n        : {sums}\n        \
-         : \"l\"(left), \"l\"(right), \"r\"((int)keep), \"n\"((int)LEFT_TURNED), \"n\"((int)RIGHT_TURNED));\n}}\n\
-         // sums[64 × {columns}] += left · right: 16 deep.\n\
-         template <bool RIGHT_TURNED, typename E>\n\
-         DEVICE void multiply_left(float (&sums)[{blocks}][4], const unsigned (&left)[4], unsigned long long right, E) \
-         {{\n    asm volatile(\n        \"{{ .reg .pred keep; setp.eq.b32 keep, 0, 0;\\n\"\n        \
-         \"{instruction}, {{{a}, {b}, {c}, {d}}}, {panels}, keep, 1, 1, {turned}; }}\"\n        : {sums}\n        \
-         : \"r\"(left[0]), \"r\"(left[1]), \"r\"(left[2]), \"r\"(left[3]), \"l\"(right), \"n\"((int)RIGHT_TURNED));\n}}\n",
-        left = operand(0),
-        right = operand(1),
-        keep = operand(2),
-        left_turned = operand(3),
-        right_turned = operand(4),
-        a = operand(0),
-        b = operand(1),
-        c = operand(2),
-        d = operand(3),
-        panels = operand(4),
-        turned = operand(5),
-    )
+    let operand = |i: usize| format!("%{}", count + i);
+    let (left, right) = (operand(0), operand(1));
+    let turned = format!("{}, {}", operand(2), operand(3));
+    let blocks = columns / 8;
+    let panels = |name: &str, what: &str, keep: &str, constraint: &str| {
+        format!(
+            "// sums[64 × {columns}] {what} left · right: 16 deep.\n\
+             template <bool LEFT_TURNED, bool RIGHT_TURNED, typename E>\n\
+             DEVICE void {name}(float (&sums)[{blocks}][4], unsigned long long left, unsigned long long right, E) \
+             {{\n    asm volatile(\n        \"{{ .reg .pred keep; setp.{keep}.b32 keep, 0, 0;\\n\"\n        \
+             \"{instruction}, {left}, {right}, keep, 1, 1, {turned}; }}\"\n        : {sums}\n        \
+             : \"l\"(left), \"l\"(right), \"n\"((int)LEFT_TURNED), \"n\"((int)RIGHT_TURNED));\n}}\n",
+            sums = sums(constraint)
+        )
+    };
+    let words = (0..4).map(operand).collect::<Vec<_>>().join(", ");
+    let (right, turned) = (operand(4), operand(5));
+    panels("begin_panels", "=", "ne", "=f")
+        + &panels("multiply_panels", "+=", "eq", "+f")
+        + &format!(
+            "// sums[64 × {columns}] += left · right: 16 deep.\n\
+             template <bool RIGHT_TURNED, typename E>\n\
+             DEVICE void multiply_left(float (&sums)[{blocks}][4], const unsigned (&left)[4], unsigned long long right, \
+             E) {{\n    asm volatile(\n        \"{{ .reg .pred keep; setp.eq.b32 keep, 0, 0;\\n\"\n        \
+             \"{instruction}, {{{words}}}, {right}, keep, 1, 1, {turned}; }}\"\n        : {sums}\n        \
+             : \"r\"(left[0]), \"r\"(left[1]), \"r\"(left[2]), \"r\"(left[3]), \"l\"(right), \"n\"((int)RIGHT_TURNED));\n}}\n",
+            sums = sums("+f")
+        )
 }

@@ -3,8 +3,8 @@
 //
 // A block owns KEYS keys of one key head and walks the tiles of COLUMNS queries that see them, the last first. Two
 // warpgroups own 64 keys each: scores are transposed, their rows are keys, so that weights and slopes are left
-// operands of the products that end at keys without leaving registers. Three warps bring tiles; one brings sums of
-// queries' cotangents to memory.
+// operands of the products that end at keys without leaving registers. Four more warps, with few registers, walk,
+// bring queries, bring their outputs' cotangents, and bring sums of queries' cotangents to memory.
 //
 // The queries' cotangents are sums over blocks. Each block adds its part to a tile in *turn*: after the block before
 // it, in the order of keys, that has a part in this tile. So the order of additions is fixed, and with it every bit.
@@ -12,11 +12,11 @@
 // head start together and walk in the same direction, each soon runs one tile behind the one before it, and nobody
 // waits any more.
 
-constexpr int KEYS = 128, STAGES = 2, GROUP = 128, LOADERS = 96;
+constexpr int KEYS = 128, STAGES = 2, GROUP = 128, WALKED = 4;
 constexpr float LOG2_E = 1.4426950408889634f;
 
 struct Barriers {
-    unsigned long long keys, full[STAGES], empty[STAGES], full_sums, empty_sums;
+    unsigned long long keys, known[STAGES], full[STAGES], empty[STAGES], full_sums, empty_sums;
 };
 
 // A tile of queries that the block does; −1 after the last.
@@ -29,7 +29,7 @@ struct Shared {
     Element *key_tile, *value_tile, *query_tiles, *cotangent_tiles, *slope_tiles;
     float *sums, *log2_sum_exps, *deltas, *scratch, *terms;
     Barriers* barriers;
-    Tile* tiles;  // of each stage
+    Tile* tiles;  // the last that were walked to
     int* ticket;
 };
 
@@ -47,7 +47,7 @@ DEVICE Shared shared_parts() {
     s.terms = s.scratch + SCRATCH;
     s.barriers = (Barriers*)(s.terms + TERM_FLOATS);
     s.tiles = (Tile*)(s.barriers + 1);
-    s.ticket = (int*)(s.tiles + STAGES);
+    s.ticket = (int*)(s.tiles + WALKED);
     return s;
 }
 
@@ -102,88 +102,89 @@ DEVICE void walk(const Parameters& p, const Own& own, V visit) {
     }
 }
 
-// Brings keys and values, then tile after tile queries, their outputs' cotangents, and what belongs to their rows.
-DEVICE void bring(const Parameters& p, const Own& own, const Shared& s) {
-    int thread = thread_index();
-    auto done = [&](unsigned long long* barrier) {
-        close_copies();
-        wait_for_copies_but<0>();
-        publish_to_matrix_units();
-        sync_warp();
-        if (lane_index() == 0) arrive(barrier);
-    };
-    load_panels<KEYS, HEAD_SIZE, HEAD, LOADERS>(
-        s.key_tile,
-        p.key + own.key_batch * p.key_strides[0] + own.key_head * p.key_strides[1] + own.key * p.key_strides[2],
-        p.key_strides[2], (int)p.keys - own.key, thread);
-    load_panels<KEYS, VALUE_SIZE, VALUE, LOADERS>(
-        s.value_tile,
-        p.value + own.key_batch * p.value_strides[0] + own.key_head * p.value_strides[1] +
-            own.key * p.value_strides[2],
-        p.value_strides[2], (int)p.keys - own.key, thread);
-    done(&s.barriers->keys);
+// After a warp's copies: they are there, for the matrix units too.
+DEVICE void copied(unsigned long long* barrier) {
+    close_copies();
+    wait_for_copies_but<0>();
+    publish_to_matrix_units();
+    sync_warp();
+    if (lane_index() == 0) arrive(barrier);
+}
+
+// Walks: says which tile is next, and brings what belongs to its rows.
+DEVICE void lead(const Parameters& p, const Own& own, const Shared& s) {
     int rows = ((int)p.queries + COLUMNS - 1) / COLUMNS * COLUMNS, count = 0;
     auto begin = [&](Tile tile) {
         int stage = count % STAGES;
         wait_barrier(&s.barriers->empty[stage], (count / STAGES & 1) ^ 1);
+        if (lane_index() == 0) {
+            s.tiles[count % WALKED] = tile;
+            arrive(&s.barriers->known[stage]);
+        }
         count += 1;
-        if (thread == 0) s.tiles[stage] = tile;
         return stage;
     };
-    walk(
-        p, own,
-        [&](int b, int h, int tile, int state) {
-            int stage = begin(Tile{b, h, tile, state});
-            int query = tile * COLUMNS;
-            load_panels<COLUMNS, HEAD_SIZE, HEAD, LOADERS>(
-                s.query_tiles + stage * COLUMNS * HEAD,
-                p.query + b * p.query_strides[0] + h * p.query_strides[1] + query * p.query_strides[2],
-                p.query_strides[2], (int)p.queries - query, thread);
-            load_panels<COLUMNS, VALUE_SIZE, VALUE, LOADERS>(
-                s.cotangent_tiles + stage * COLUMNS * VALUE,
-                p.output_cotangent + b * p.output_cotangent_strides[0] + h * p.output_cotangent_strides[1] +
-                    query * p.output_cotangent_strides[2],
-                p.output_cotangent_strides[2], (int)p.queries - query, thread);
-            if (thread < COLUMNS / 4) {
-                long long row = ((long long)b * (int)p.heads + h) * rows + query;
-                copy_16(s.log2_sum_exps + stage * COLUMNS + 4 * thread, p.log2_sum_exp + row + 4 * thread, true);
-                copy_16(s.deltas + stage * COLUMNS + 4 * thread, p.delta + row + 4 * thread, true);
-            }
-            done(&s.barriers->full[stage]);
-        });
-    int stage = begin(Tile{0, 0, -1, EMPTY});
-    done(&s.barriers->full[stage]);
+    walk(p, own, [&](int b, int h, int tile, int state) {
+        int stage = begin(Tile{b, h, tile, state});
+        long long row = ((long long)b * (int)p.heads + h) * rows + tile * COLUMNS;
+        for (int i = 4 * lane_index(); i < COLUMNS; i += 4 * 32) {
+            copy_16(s.log2_sum_exps + stage * COLUMNS + i, p.log2_sum_exp + row + i, true);
+            copy_16(s.deltas + stage * COLUMNS + i, p.delta + row + i, true);
+        }
+        copied(&s.barriers->full[stage]);
+    });
+    copied(&s.barriers->full[begin(Tile{0, 0, -1, EMPTY})]);
+}
+
+// Brings the block's keys or values, then for each tile its queries or their outputs' cotangents.
+template <int SIZE, int PADDED>
+DEVICE void bring(const Parameters& p, const Own& own, const Shared& s, Element* own_tile, const Element* own_rows,
+                  long long own_stride, Element* tiles, const Element* rows, const long long* strides) {
+    int lane = lane_index();
+    load_panels<KEYS, SIZE, PADDED, 32>(own_tile, own_rows, own_stride, (int)p.keys - own.key, lane);
+    copied(&s.barriers->keys);
+    for (int count = 0;; ++count) {
+        int stage = count % STAGES;
+        wait_barrier(&s.barriers->known[stage], count / STAGES & 1);
+        Tile tile = s.tiles[count % WALKED];
+        if (tile.number >= 0) {
+            int query = tile.number * COLUMNS;
+            load_panels<COLUMNS, SIZE, PADDED, 32>(
+                tiles + stage * COLUMNS * PADDED, rows + tile.b * strides[0] + tile.h * strides[1] + query * strides[2],
+                strides[2], (int)p.queries - query, lane);
+        }
+        copied(&s.barriers->full[stage]);
+        if (tile.number < 0) break;
+    }
 }
 
 // Brings each tile's part of the queries' cotangents to memory, in turn.
 DEVICE void add_sums(const Parameters& p, const Own& own, const Shared& s) {
-    long long tiles = (p.queries + COLUMNS - 1) / COLUMNS;
-    int count = 0;
-    walk(
-        p, own,
-        [&](int b, int h, int tile, int) {
-            int before = turn_before(p, own, b, h, tile);
-            wait_barrier(&s.barriers->full_sums, count & 1);
-            count += 1;
-            if (lane_index() == 0) {
-                long long number = (b * p.heads + h) * tiles + tile;
-                int* turn = p.turns + 1 + number;
-                float* to = p.query_sums + number * COLUMNS * HEAD;
-                constexpr int BYTES = COLUMNS * HEAD * 4;
-                if (before == 0) {
-                    store_in_bulk(to, s.sums, BYTES);
-                } else {
-                    while (load_acquire(turn) != before) {
-                    }
-                    add_in_bulk(to, s.sums, BYTES);
+    int tiles = ((int)p.queries + COLUMNS - 1) / COLUMNS;
+    for (int count = 0;; ++count) {
+        wait_barrier(&s.barriers->full_sums, count & 1);
+        Tile tile = s.tiles[count % WALKED];
+        if (tile.number < 0) break;
+        int before = turn_before(p, own, tile.b, tile.h, tile.number);
+        if (lane_index() == 0) {
+            long long number = ((long long)tile.b * (int)p.heads + tile.h) * tiles + tile.number;
+            int* turn = p.turns + 1 + number;
+            float* to = p.query_sums + number * COLUMNS * HEAD;
+            constexpr int BYTES = COLUMNS * HEAD * 4;
+            if (before == 0) {
+                store_in_bulk(to, s.sums, BYTES);
+            } else {
+                while (load_acquire(turn) != before) {
                 }
-                wait_for_bulk_reads();
-                arrive(&s.barriers->empty_sums);
-                wait_for_bulk();
-                store_release(turn, own.number + 1);
+                add_in_bulk(to, s.sums, BYTES);
             }
-            sync_warp();
-        });
+            wait_for_bulk_reads();
+            arrive(&s.barriers->empty_sums);
+            wait_for_bulk();
+            store_release(turn, own.number + 1);
+        }
+        sync_warp();
+    }
 }
 
 // Neighbouring numbers of shared memory.
@@ -261,6 +262,12 @@ DEVICE void differentiate(const Parameters& p, int b, int h, int query, int key,
     }
 }
 
+// Sums as a left operand.
+DEVICE void round_left(const float (&sums)[COLUMNS / 8][4], Left<Element> (&left)[COLUMNS / 16]) {
+#pragma unroll
+    for (int i = 0; i < COLUMNS / 16; ++i) left[i] = left_of_sums(sums[2 * i], sums[2 * i + 1], Element{});
+}
+
 // As `accumulate_admitted`, of weights that are rounded already.
 template <int BLOCKS, typename F>
 DEVICE void accumulate_rounded(float (&sums)[BLOCKS][4], const Left<Element> (&weights)[COLUMNS / 16], Bits admitted,
@@ -328,9 +335,6 @@ DEVICE void store_keys(const Parameters& p, Element* to, long long row_stride, c
 
 // Scores, weights and slopes of this warpgroup's keys; the products that end at keys and at queries; terms.
 DEVICE void multiply_and_differentiate(const Parameters& p, const Own& own, const Shared& s) {
-    // The queries' cotangents of a tile are shared out by rows where there are 128, else by columns.
-    constexpr bool BY_ROWS = COLUMNS == 128;
-    constexpr int QUERY_BLOCKS = BY_ROWS ? HEAD / 8 : HEAD / 16;
     int thread = thread_index() - GROUP, warp = uniform(thread / 32), group = warp / 4;
     int g = lane_index() / 4, t = lane_index() % 4, key = own.key + 16 * warp;
     const Element *own_keys = s.key_tile + group * 64 * 64, *own_values = s.value_tile + group * 64 * 64;
@@ -345,153 +349,223 @@ DEVICE void multiply_and_differentiate(const Parameters& p, const Own& own, cons
         keys_clean = !any_in_warpgroup(
             panels_hold_nonfinite<KEYS * HEAD, GROUP>(s.key_tile, thread_index() % GROUP), group + 1);
     }
-    int b = -1, h = -1;
-    for (int count = 0;; ++count) {
-            int stage = count % STAGES;
-            wait_barrier(&s.barriers->full[stage], count / STAGES & 1);
-            Tile tile = s.tiles[stage];
-            tile.number = uniform(tile.number);
-            tile.b = uniform(tile.b);
-            tile.h = uniform(tile.h);
-            if (b >= 0 && (tile.number < 0 || tile.b != b || tile.h != h)) term_sums.leave(p, own, b, h);
-            if (tile.number < 0) break;
-            b = tile.b;
-            h = tile.h;
-            int state = uniform(tile.state), query = tile.number * COLUMNS;
-            const Element* query_tile = s.query_tiles + stage * COLUMNS * HEAD;
-            const Element* cotangent_tile = s.cotangent_tiles + stage * COLUMNS * VALUE;
-            Element* slope_tile = s.slope_tiles + count % 2 * KEYS * COLUMNS;
-            const float *log2_sum_exps = s.log2_sum_exps + stage * COLUMNS, *deltas = s.deltas + stage * COLUMNS;
-            float scores[COLUMNS / 8][4], slopes[COLUMNS / 8][4], weights[COLUMNS / 8][4];
-            Bits admitted = state == FULL ? ~(Bits)0 : admitted_pairs(p, b, h, query, key, fault);
-            begin_products();
-#pragma unroll
-            for (int depth = 0; depth < HEAD; depth += 16) {
-                int panel = depth / 64, within = depth % 64;
-                multiply_panels<false, false>(scores, panel_of(own_keys + panel * KEYS * 64 + within, 1024),
-                                              panel_of(query_tile + panel * COLUMNS * 64 + within, 1024), depth > 0,
-                                              Element{});
-            }
-            close_products();
-#pragma unroll
-            for (int depth = 0; depth < VALUE; depth += 16) {
-                int panel = depth / 64, within = depth % 64;
-                multiply_panels<false, false>(slopes, panel_of(own_values + panel * KEYS * 64 + within, 1024),
-                                              panel_of(cotangent_tile + panel * COLUMNS * 64 + within, 1024),
-                                              depth > 0, Element{});
-            }
-            close_products();
-            wait_for_products_but<1>();
-            hold(scores);
-            if (state == FULL) {
-                weigh<false>(p, b, h, query, key, scale, scores, weights, admitted, log2_sum_exps, fault);
-            } else {
-                weigh<true>(p, b, h, query, key, scale, scores, weights, admitted, log2_sum_exps, fault);
-            }
-            Left<Element> weights_left[COLUMNS / 16], slopes_left[COLUMNS / 16];
-#pragma unroll
-            for (int i = 0; i < COLUMNS / 16; ++i) {
-                weights_left[i] = left_of_sums(weights[2 * i], weights[2 * i + 1], Element{});
-            }
-            wait_for_products_but<0>();
-            hold(slopes);
-            float terms[at_least_one(TERMS)][COLUMNS / 8][4];
-            if (state == FULL) {
-                differentiate<false>(p, b, h, query, key, scores, weights, slopes, admitted, deltas, terms, fault);
-            } else {
-                differentiate<true>(p, b, h, query, key, scores, weights, slopes, admitted, deltas, terms, fault);
-            }
-#pragma unroll
-            for (int i = 0; i < COLUMNS / 16; ++i) {
-                slopes_left[i] = left_of_sums(slopes[2 * i], slopes[2 * i + 1], Element{});
-#pragma unroll
-                for (int word = 0; word < 4; ++word) {
-                    int row = 16 * warp + g + word % 2 * 8, column = 16 * i + word / 2 * 8 + 2 * t;
-                    *(unsigned*)(slope_tile + panel_place<KEYS>(row, column)) = slopes_left[i].words[word];
-                }
-            }
-            term_sums.add(p, own, b, h, query, terms, s.scratch, count);
-            publish_to_matrix_units();
+    const unsigned long long own_key_panels = panel_of(own_keys, 1024), own_value_panels = panel_of(own_values, 1024);
+    const unsigned long long query_panels = panel_of(s.query_tiles, 1024);
+    const unsigned long long cotangent_panels = panel_of(s.cotangent_tiles, 1024);
+    // The queries' cotangents of a tile are shared out by rows where there are 128, else by columns.
+    constexpr bool BY_ROWS = COLUMNS == 128;
+    constexpr int QUERY_BLOCKS = BY_ROWS ? HEAD / 8 : HEAD / 16;
+    const int query_row = BY_ROWS ? 64 * group : 0, query_column = BY_ROWS ? 0 : HEAD / 2 * group;
+    const unsigned long long turned_keys =
+        turned_panels(s.key_tile + query_column / 64 * KEYS * 64 + query_column % 64, KEYS * 128);
+    const unsigned long long turned_slopes = turned_panels(s.slope_tiles + query_row / 64 * KEYS * 64, KEYS * 128);
+    const unsigned long long turned_queries = turned_panels(s.query_tiles, COLUMNS * 128);
+    const unsigned long long turned_cotangents = turned_panels(s.cotangent_tiles, COLUMNS * 128);
+    constexpr int PANEL_BYTES = 64 * sizeof(Element);
 
-            bool clean = true;
-            if constexpr (MASKED) {
-                if (state != FULL) {
-                    int member = thread_index() % GROUP;
-                    clean = keys_clean &&
-                            !any_in_warpgroup(panels_hold_nonfinite<COLUMNS * HEAD, GROUP>(query_tile, member) ||
-                                                  panels_hold_nonfinite<COLUMNS * VALUE, GROUP>(cotangent_tile, member),
-                                              group + 1);
-                }
+    float scores[COLUMNS / 8][4], slopes[COLUMNS / 8][4];
+    // Begins the products of a tile's scores, or of its weights' cotangents: a group each.
+    auto begin_scores = [&](int stage) {
+        unsigned long long queries = further(query_panels, stage * COLUMNS * HEAD * (int)sizeof(Element));
+        begin_products();
+#pragma unroll
+        for (int depth = 0; depth < HEAD; depth += 16) {
+            int panel = depth / 64 * PANEL_BYTES, within = depth % 64 * (int)sizeof(Element);
+            unsigned long long left = further(own_key_panels, panel * KEYS + within);
+            unsigned long long right = further(queries, panel * COLUMNS + within);
+            if (depth == 0) begin_panels<false, false>(scores, left, right, Element{});
+            else multiply_panels<false, false>(scores, left, right, Element{});
+        }
+        close_products();
+    };
+    auto begin_slopes = [&](int stage) {
+        unsigned long long cotangents = further(cotangent_panels, stage * COLUMNS * VALUE * (int)sizeof(Element));
+        begin_products();
+#pragma unroll
+        for (int depth = 0; depth < VALUE; depth += 16) {
+            int panel = depth / 64 * PANEL_BYTES, within = depth % 64 * (int)sizeof(Element);
+            unsigned long long left = further(own_value_panels, panel * KEYS + within);
+            unsigned long long right = further(cotangents, panel * COLUMNS + within);
+            if (depth == 0) begin_panels<false, false>(slopes, left, right, Element{});
+            else multiply_panels<false, false>(slopes, left, right, Element{});
+        }
+        close_products();
+    };
+
+    int b = -1, h = -1, count = 0;
+    // The tile that is full next; false after the last.
+    auto next = [&](Tile& tile) {
+        wait_barrier(&s.barriers->full[count % STAGES], count / STAGES & 1);
+        tile = s.tiles[count % WALKED];
+        tile = Tile{uniform(tile.b), uniform(tile.h), uniform(tile.number), uniform(tile.state)};
+        if (b >= 0 && (tile.number < 0 || tile.b != b || tile.h != h)) term_sums.leave(p, own, b, h);
+        b = tile.b;
+        h = tile.h;
+        return tile.number >= 0;
+    };
+    // Slopes to shared memory, for the products that end at queries.
+    auto share_slopes = [&](const Left<Element>(&slopes_left)[COLUMNS / 16]) {
+        Element* slope_tile = s.slope_tiles + count % 2 * KEYS * COLUMNS;
+#pragma unroll
+        for (int i = 0; i < COLUMNS / 4; ++i) {
+            int word = i % 4, row = 16 * warp + g + word % 2 * 8, column = i / 4 * 16 + word / 2 * 8 + 2 * t;
+            *(unsigned*)(slope_tile + panel_place<KEYS>(row, column)) = slopes_left[i / 4].words[word];
+        }
+        publish_to_matrix_units();
+    };
+    // Sums to shared memory in the order of threads and their registers, which `store_queries` knows.
+    auto pass_on = [&](const float(&query_sums)[QUERY_BLOCKS][4]) {
+        wait_barrier(&s.barriers->empty_sums, count & 1 ^ 1);
+#pragma unroll
+        for (int j = 0; j < QUERY_BLOCKS; ++j) {
+            const float(&x)[4] = query_sums[j];
+            ((Four*)s.sums)[(group * QUERY_BLOCKS + j) * GROUP + thread % GROUP] = Four{{x[0], x[1], x[2], x[3]}};
+        }
+        publish_to_matrix_units();
+        sync_warp();
+        if (lane_index() == 0) arrive(&s.barriers->full_sums);
+    };
+    auto release = [&](int stage) {
+        sync_warp();
+        if (lane_index() == 0) arrive(&s.barriers->empty[stage]);
+    };
+
+    Tile tile;
+    bool more = next(tile), clean = true;
+    while (more) {
+        int stage = count % STAGES, query = tile.number * COLUMNS;
+        Bits admitted = ~(Bits)0;
+        if constexpr (MASKED) {
+            if (tile.state != FULL) {
+                int member = thread % GROUP;
+                const Element *queries = s.query_tiles + stage * COLUMNS * HEAD,
+                              *cotangents = s.cotangent_tiles + stage * COLUMNS * VALUE;
+                clean = !any_in_warpgroup(!keys_clean ||
+                                              panels_hold_nonfinite<COLUMNS * HEAD, GROUP>(queries, member) ||
+                                              panels_hold_nonfinite<COLUMNS * VALUE, GROUP>(cotangents, member),
+                                          group + 1);
+                if (!clean) break;
             }
-            float query_sums[QUERY_BLOCKS][4];
-            int row = BY_ROWS ? 64 * group : 0, column = BY_ROWS ? 0 : HEAD / 2 * group;
-            auto pass_on = [&] {
-                term_sums.finish(p, own, b, h, query, count);
-                // In the order of threads and their registers: `store_queries` knows it.
-                wait_barrier(&s.barriers->empty_sums, count & 1 ^ 1);
+        }
+        if (tile.state != FULL) admitted = admitted_pairs(p, b, h, query, key, fault);
+        // The matrix units have this tile's work before they are done with the one before.
+        begin_scores(stage);
+        wait_for_products_but<1>();
+        if (count > 0) release(stage ^ 1);
+        begin_slopes(stage);
+
+        const float *log2_sum_exps = s.log2_sum_exps + stage * COLUMNS, *deltas = s.deltas + stage * COLUMNS;
+        float weights[COLUMNS / 8][4], terms[at_least_one(TERMS)][COLUMNS / 8][4];
+        Left<Element> weights_left[COLUMNS / 16], slopes_left[COLUMNS / 16];
+        wait_for_products_but<1>();
+        hold(scores);
+        if (tile.state == FULL) {
+            weigh<false>(p, b, h, query, key, scale, scores, weights, admitted, log2_sum_exps, fault);
+        } else {
+            weigh<true>(p, b, h, query, key, scale, scores, weights, admitted, log2_sum_exps, fault);
+        }
+        round_left(weights, weights_left);
+        wait_for_products_but<0>();
+        hold(slopes);
+        if (tile.state == FULL) {
+            differentiate<false>(p, b, h, query, key, scores, weights, slopes, admitted, deltas, terms, fault);
+        } else {
+            differentiate<true>(p, b, h, query, key, scores, weights, slopes, admitted, deltas, terms, fault);
+        }
+        round_left(slopes, slopes_left);
+        share_slopes(slopes_left);
+        term_sums.add(p, own, b, h, query, terms, s.scratch, count);
+
+        float query_sums[QUERY_BLOCKS][4];
+        unsigned long long queries = further(turned_queries, stage * COLUMNS * HEAD * (int)sizeof(Element));
+        unsigned long long cotangents = further(turned_cotangents, stage * COLUMNS * VALUE * (int)sizeof(Element));
+        unsigned long long of_slopes = further(turned_slopes, count % 2 * KEYS * COLUMNS * (int)sizeof(Element));
+        begin_products();
 #pragma unroll
-                for (int j = 0; j < QUERY_BLOCKS; ++j) {
-                    const float(&x)[4] = query_sums[j];
-                    ((Four*)s.sums)[(group * QUERY_BLOCKS + j) * GROUP + thread % GROUP] = Four{{x[0], x[1], x[2], x[3]}};
-                }
-                publish_to_matrix_units();
-                sync_warp();
-                if (lane_index() == 0) arrive(&s.barriers->full_sums);
-            };
-            if (clean) {
-                begin_products();
+        for (int i = 0; i < COLUMNS / 16; ++i) {
+            multiply_left<true>(value_sums, weights_left[i].words, further(cotangents, 16 * i * PANEL_BYTES), Element{});
+        }
+        close_products();
+        // The slopes of both warpgroups are there.
+        meet(3, 2 * GROUP);
 #pragma unroll
-                for (int i = 0; i < COLUMNS / 16; ++i) {
-                    multiply_left<true>(value_sums, weights_left[i].words,
-                                        turned_panels(cotangent_tile + 16 * i * 64, COLUMNS * 128), Element{});
-                }
-                close_products();
-                meet(3, 2 * GROUP);
+        for (int i = 0; i < KEYS / 16; ++i) {
+            unsigned long long left = further(of_slopes, 16 * i * PANEL_BYTES);
+            unsigned long long right = further(turned_keys, 16 * i * PANEL_BYTES);
+            if (i == 0) begin_panels<true, true>(query_sums, left, right, Element{});
+            else multiply_panels<true, true>(query_sums, left, right, Element{});
+        }
+        close_products();
 #pragma unroll
-                for (int i = 0; i < KEYS / 16; ++i) {
-                    multiply_panels<true, true>(
-                        query_sums, turned_panels(slope_tile + (row / 64 * KEYS + 16 * i) * 64, KEYS * 128),
-                        turned_panels(s.key_tile + (column / 64 * KEYS + 16 * i) * 64 + column % 64, KEYS * 128), i > 0,
-                        Element{});
-                }
-                close_products();
-#pragma unroll
-                for (int i = 0; i < COLUMNS / 16; ++i) {
-                    multiply_left<true>(key_sums, slopes_left[i].words,
-                                        turned_panels(query_tile + 16 * i * 64, COLUMNS * 128), Element{});
-                }
-                close_products();
-                wait_for_products_but<1>();
-                hold(query_sums);
-                pass_on();
-                wait_for_products_but<0>();
-                hold(key_sums);
-                hold(value_sums);
-            } else if constexpr (MASKED) {
-                // One warp of the group after the other: they share a panel.
-                float* panel = s.scratch + group * (SCRATCH / 2);
-                for (int turn = 0; turn < 4; ++turn) {
-                    if (warp % 4 == turn) {
-                        accumulate_rounded(value_sums, weights_left, admitted, panel, [&](int row, int column) {
-                            return cotangent_tile[panel_place<COLUMNS>(row, column)];
-                        });
-                        accumulate_rounded(key_sums, slopes_left, admitted, panel, [&](int row, int column) {
-                            return query_tile[panel_place<COLUMNS>(row, column)];
-                        });
-                    }
-                    any_in_warpgroup(false, group + 1);
-                }
-                Bits* flags = (Bits*)s.scratch;
-                meet(3, 2 * GROUP);
-                flags[thread] = admitted;
-                meet(3, 2 * GROUP);
-                query_sums_of_admitted(query_sums, s, slope_tile, flags, row + 16 * (warp % 4), column);
-                meet(3, 2 * GROUP);
-                pass_on();
-            }
-            sync_warp();
-            if (lane_index() == 0) arrive(&s.barriers->empty[stage]);
+        for (int i = 0; i < COLUMNS / 16; ++i) {
+            multiply_left<true>(key_sums, slopes_left[i].words, further(queries, 16 * i * PANEL_BYTES), Element{});
+        }
+        close_products();
+        wait_for_products_but<1>();
+        hold(query_sums);
+        term_sums.finish(p, own, b, h, query, count);
+        pass_on(query_sums);
+        count += 1;
+        more = next(tile);
     }
+    wait_for_products_but<0>();
+    hold(key_sums);
+    hold(value_sums);
+    if constexpr (MASKED) {
+        // From a tile on that is not finite where pairs are masked out: slowly, and of admitted pairs only.
+        if (!clean && count > 0) release(count % STAGES ^ 1);
+        while (!clean && more) {
+            int stage = count % STAGES, query = tile.number * COLUMNS;
+            const Element *queries = s.query_tiles + stage * COLUMNS * HEAD,
+                          *cotangents = s.cotangent_tiles + stage * COLUMNS * VALUE,
+                          *slope_tile = s.slope_tiles + count % 2 * KEYS * COLUMNS;
+            float weights[COLUMNS / 8][4], terms[at_least_one(TERMS)][COLUMNS / 8][4];
+            Left<Element> weights_left[COLUMNS / 16], slopes_left[COLUMNS / 16];
+            Bits admitted = admitted_pairs(p, b, h, query, key, fault);
+            begin_scores(stage);
+            begin_slopes(stage);
+            wait_for_products_but<0>();
+            hold(scores);
+            hold(slopes);
+            weigh<true>(p, b, h, query, key, scale, scores, weights, admitted, s.log2_sum_exps + stage * COLUMNS, fault);
+            round_left(weights, weights_left);
+            differentiate<true>(p, b, h, query, key, scores, weights, slopes, admitted, s.deltas + stage * COLUMNS, terms,
+                                fault);
+            round_left(slopes, slopes_left);
+            share_slopes(slopes_left);
+            term_sums.add(p, own, b, h, query, terms, s.scratch, count);
+            any_in_warpgroup(false, group + 1);
+            // One warp of the group after the other: they share a panel.
+            float* panel = s.scratch + group * (SCRATCH / 2);
+            for (int turn = 0; turn < 4; ++turn) {
+                if (warp % 4 == turn) {
+                    accumulate_rounded(value_sums, weights_left, admitted, panel, [&](int row, int column) {
+                        return cotangents[panel_place<COLUMNS>(row, column)];
+                    });
+                    accumulate_rounded(key_sums, slopes_left, admitted, panel, [&](int row, int column) {
+                        return queries[panel_place<COLUMNS>(row, column)];
+                    });
+                }
+                any_in_warpgroup(false, group + 1);
+            }
+            Bits* flags = (Bits*)s.scratch;
+            float query_sums[QUERY_BLOCKS][4];
+            meet(3, 2 * GROUP);
+            flags[thread] = admitted;
+            meet(3, 2 * GROUP);
+            query_sums_of_admitted(query_sums, s, slope_tile, flags, query_row + 16 * (warp % 4), query_column);
+            meet(3, 2 * GROUP);
+            term_sums.finish(p, own, b, h, query, count);
+            pass_on(query_sums);
+            release(stage);
+            count += 1;
+            more = next(tile);
+        }
+    }
+    // No more sums: so much the warp that adds them is told.
+    wait_barrier(&s.barriers->empty_sums, count & 1 ^ 1);
+    sync_warp();
+    if (lane_index() == 0) arrive(&s.barriers->full_sums);
 
     if constexpr (KEY_COTANGENT) {
         Element* to = p.key_cotangent + own.key_batch * p.key_cotangent_strides[0] +
@@ -509,9 +583,10 @@ DEVICE void multiply_and_differentiate(const Parameters& p, const Own& own, cons
 KERNEL void __launch_bounds__(3 * GROUP, 1) attention_backward_hopper(const __grid_constant__ Parameters p) {
     Shared s = shared_parts();
     if (thread_index() == 0) {
-        init_barrier(&s.barriers->keys, LOADERS / 32);
+        init_barrier(&s.barriers->keys, 2);
         for (int stage = 0; stage < STAGES; ++stage) {
-            init_barrier(&s.barriers->full[stage], LOADERS / 32);
+            init_barrier(&s.barriers->known[stage], 1);
+            init_barrier(&s.barriers->full[stage], 3);
             init_barrier(&s.barriers->empty[stage], 2 * GROUP / 32);
         }
         init_barrier(&s.barriers->full_sums, 2 * GROUP / 32);
@@ -520,16 +595,31 @@ KERNEL void __launch_bounds__(3 * GROUP, 1) attention_backward_hopper(const __gr
     }
     sync_threads();
     Own own;
-    int block = *s.ticket;
-    own.tiles = (p.keys + KEYS - 1) / KEYS;
+    int block = uniform(*s.ticket);
+    own.tiles = ((int)p.keys + KEYS - 1) / KEYS;
     own.number = block % own.tiles;
     own.key_head = block / own.tiles % (int)p.key_heads;
     own.key_batch = block / own.tiles / (int)p.key_heads;
     own.key = own.number * KEYS;
-    if (thread_index() < GROUP) {
+    int warp = uniform(warp_index());
+    if (warp < GROUP / 32) {
         give_registers<PRODUCER_REGISTERS>();
-        if (thread_index() < LOADERS) bring(p, own, s);
-        else add_sums(p, own, s);
+        if (warp == 0) {
+            lead(p, own, s);
+        } else if (warp == 1) {
+            bring<HEAD_SIZE, HEAD>(p, own, s, s.key_tile,
+                                   p.key + own.key_batch * p.key_strides[0] + own.key_head * p.key_strides[1] +
+                                       own.key * p.key_strides[2],
+                                   p.key_strides[2], s.query_tiles, p.query, p.query_strides);
+        } else if (warp == 2) {
+            bring<VALUE_SIZE, VALUE>(p, own, s, s.value_tile,
+                                     p.value + own.key_batch * p.value_strides[0] + own.key_head * p.value_strides[1] +
+                                         own.key * p.value_strides[2],
+                                     p.value_strides[2], s.cotangent_tiles, p.output_cotangent,
+                                     p.output_cotangent_strides);
+        } else {
+            add_sums(p, own, s);
+        }
     } else {
         take_registers<CONSUMER_REGISTERS>();
         multiply_and_differentiate(p, own, s);
