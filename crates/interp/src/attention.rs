@@ -4,8 +4,8 @@ use tilewright_ir::{DType, FlexAttention, Graph, Result};
 
 use crate::Precision;
 use crate::array::Array;
-use crate::elements::rounding;
 use crate::evaluator::{Evaluator, Operands};
+use crate::rounding::rounding;
 
 /// The sizes of a call.
 #[derive(Clone, Copy)]
@@ -50,25 +50,36 @@ impl Sizes {
 /// Rounding to the type of the query, and to the score type.
 #[derive(Clone, Copy)]
 pub(crate) struct Rounding {
-    pub(crate) operand: fn(f64) -> f64,
-    pub(crate) score: fn(f64) -> f64,
+    operand: DType,
+    score: DType,
+    precision: Precision,
 }
 
 impl Rounding {
     pub(crate) fn of(query: DType, precision: Precision) -> Rounding {
         let score = if query == DType::F64 { DType::F64 } else { DType::F32 };
-        Rounding { operand: rounding(query, precision), score: rounding(score, precision) }
+        Rounding { operand: query, score, precision }
+    }
+
+    pub(crate) fn operand(self) -> impl Fn(f64) -> f64 + Copy {
+        rounding(self.operand, self.precision)
+    }
+
+    pub(crate) fn score(self) -> impl Fn(f64) -> f64 + Copy {
+        rounding(self.score, self.precision)
     }
 
     /// A sum of products, accumulated in the score type.
-    pub(crate) fn dot(&self, x: &[f64], y: &[f64]) -> f64 {
-        x.iter().zip(y).fold(0.0, |sum, (x, y)| (self.score)(sum + (self.score)(x * y)))
+    pub(crate) fn dot(self, x: &[f64], y: &[f64]) -> f64 {
+        let round = self.score();
+        x.iter().zip(y).fold(0.0, |sum, (x, y)| round(sum + round(x * y)))
     }
 
     /// Adds `factor · x` to `sums`, in the score type.
-    pub(crate) fn add(&self, sums: &mut [f64], factor: f64, x: &[f64]) {
+    pub(crate) fn add(self, sums: &mut [f64], factor: f64, x: &[f64]) {
+        let round = self.score();
         for (sum, x) in sums.iter_mut().zip(x) {
-            *sum = (self.score)(*sum + (self.score)(factor * x));
+            *sum = round(*sum + round(factor * x));
         }
     }
 }
@@ -154,7 +165,7 @@ pub(crate) fn evaluate(
 ) -> Result<()> {
     let sizes = Sizes::of(operands);
     let rounding = Rounding::of(operands.get(0).ty.dtype, precision);
-    let Rounding { operand: round_operand, score: round } = rounding;
+    let (round_operand, round) = (rounding.operand(), rounding.score());
     let [query, key, value] = [0, 1, 2].map(|i| operands.get(i).floats());
     let mut mask = Mask::new(attention.mask.as_ref(), operands.from(3), precision)?;
     let mut score = PairRegion::new(&attention.score, 1, 0, operands.from(3), precision)?;

@@ -1,21 +1,6 @@
 //! Functions of single elements.
 
-use tilewright_ir::{Binary, Compare, DType, Scalar, Unary};
-
-use crate::Precision;
-
-/// Rounding of a float to the values that an operation with a result of `dtype` gives.
-pub(crate) fn rounding(dtype: DType, precision: Precision) -> fn(f64) -> f64 {
-    match (precision, dtype) {
-        (Precision::Exact, _) | (Precision::Typed, DType::F64) => |x| x,
-        (Precision::Typed, DType::F32) => |x| x as f32 as f64,
-        (Precision::Typed, DType::BF16) => |x| Scalar::Float(x).cast(DType::BF16).to_f64(),
-        (Precision::Typed, DType::F16) => |x| Scalar::Float(x).cast(DType::F16).to_f64(),
-        (Precision::Typed, DType::I64 | DType::I32 | DType::U8 | DType::Bool) => {
-            unreachable!("{dtype} is not a float type")
-        }
-    }
-}
+use tilewright_ir::{Binary, Compare, DType, Unary};
 
 /// Wrapping of an integer to the range of `dtype`; of `bool`, the lowest bit.
 pub(crate) fn wrapping(dtype: DType) -> fn(i64) -> i64 {

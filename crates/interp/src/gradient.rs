@@ -5,9 +5,9 @@ use tilewright_ir::{FlexAttentionBackward, Result};
 use crate::Precision;
 use crate::array::{Array, Data};
 use crate::attention::{Mask, PairRegion, Rounding, Sizes, vector};
-use crate::elements::rounding;
 use crate::evaluator::Operands;
 use crate::indexing::locate;
+use crate::rounding::rounding;
 
 pub(crate) fn evaluate(
     attention: &FlexAttentionBackward,
@@ -18,7 +18,7 @@ pub(crate) fn evaluate(
     let sizes = Sizes::of(operands);
     let Sizes { head_size, value_size, keys, .. } = sizes;
     let rounding = Rounding::of(operands.get(0).ty.dtype, precision);
-    let Rounding { operand: round_operand, score: round } = rounding;
+    let (round_operand, round) = (rounding.operand(), rounding.score());
     let [query, key, value, output, log_sum_exp, output_cotangent] =
         [0, 1, 2, 3, 4, 5].map(|i| operands.get(i).floats());
     let log_sum_exp_cotangent = attention.log_sum_exp_cotangent.then(|| operands.get(6).floats());

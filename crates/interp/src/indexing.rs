@@ -4,8 +4,9 @@ use tilewright_ir::{Error, ErrorKind, Result, Type};
 
 use crate::Precision;
 use crate::array::{Array, Data};
-use crate::elements::{rounding, wrapping};
+use crate::elements::wrapping;
 use crate::evaluator::Operands;
+use crate::rounding::rounding;
 
 /// The position of the first of the elements that `index` (of the leading axes of an array of type `ty`)
 /// selects.

@@ -20,6 +20,7 @@ mod movement;
 mod operation;
 mod random;
 mod reduction;
+mod rounding;
 mod scan;
 
 pub use array::Array;
@@ -37,6 +38,11 @@ pub enum Precision {
     /// Attention is the unfused sequence: scores, probabilities and their gradients are rounded to the type
     /// of the query before each matrix product, and are in the score type elsewhere.
     Typed,
+    /// As [`Precision::Typed`], but each rounding goes up or down at random, the likelier the nearer, and right on
+    /// the average (Parker, Monte Carlo arithmetic, 1997). One typed evaluation may be close to the exact one by
+    /// luck, a single number that is a sum of much larger ones above all; the errors for several seeds tell how
+    /// large they are wont to be.
+    Sampled(u64),
 }
 
 /// Evaluates a graph: one array for each parameter gives one for each result.

@@ -3,10 +3,9 @@
 use tilewright_ir::{Op, Result, Scalar};
 
 use crate::array::{Array, Data};
-use crate::elements::{
-    compare, float_binary, float_unary, integer_binary, integer_unary, rounding, wrapping,
-};
+use crate::elements::{compare, float_binary, float_unary, integer_binary, integer_unary, wrapping};
 use crate::evaluator::Operands;
+use crate::rounding::rounding;
 use crate::{Precision, attention, gradient, indexing, movement, random, reduction, scan};
 
 /// Fills `results`, whose types are set.

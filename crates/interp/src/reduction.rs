@@ -4,8 +4,9 @@ use tilewright_ir::{Binary, DType, DotAxes, Reduction};
 
 use crate::Precision;
 use crate::array::{Array, Data};
-use crate::elements::{bounds, float_binary, integer_binary, rounding, wrapping};
+use crate::elements::{bounds, float_binary, integer_binary, wrapping};
 use crate::movement::{Offsets, packed_strides};
+use crate::rounding::rounding;
 
 /// Strides into a result without `axes`, for a walk over `shape`.
 fn strides_without(shape: &[usize], axes: &[usize]) -> Vec<isize> {

@@ -607,6 +607,8 @@ impl<'a> Fuser<'a> {
         }
         let position = to.position(id);
         to.late[position] |= late;
+        // Who has read the source reads what now stands here: this cluster may not be moved past that reader.
+        self.first_reader[step] = self.first_reader[step].min(self.first_reader[source]);
     }
 
     /// Marks what one step makes and another reads.

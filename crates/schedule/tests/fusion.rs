@@ -179,6 +179,23 @@ fn a_bias_and_an_activation_after_a_product_are_one_kernel() {
     expect(&graph, 1, 1);
 }
 
+/// A cluster that a copy reads takes in no later step by way of another cluster that it was merged into.
+#[test]
+fn what_has_been_read_is_computed_before() {
+    let graph = read(
+        "graph(%a: f32[3], %b: f32[3], %c: f32[3], %i: i32[3]) -> (%both, %last) {
+  %first = tanh %a
+  %other = tanh %b
+  %both: f32[6] = concatenate %first, %first axis=0
+  %product = mul %first, %other
+  %joined = tanh %product
+  %scattered: f32[3] = scatter_add %c, %i
+  %last = add %scattered, %joined
+}",
+    );
+    expect(&graph, 4, 1);
+}
+
 /// A chain of so many operations is cut into kernels, in time proportional to its length.
 #[test]
 fn long_chains_compile() {

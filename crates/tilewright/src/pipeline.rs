@@ -47,6 +47,9 @@ pub fn compile(traced: Graph, inputs: &[Layout]) -> Result<Program> {
     dump("simplified", &simplified);
 
     let plan = timed(&mut passes, "lower", || schedule::lower(&simplified, inputs))?;
+    if cfg!(debug_assertions) {
+        tilewright_plan::verify(&plan)?;
+    }
     dump("plan", &format_args!("{plan:#?}"));
 
     Ok(Program { traced, simplified, plan, passes, executables: Mutex::default() })
