@@ -1,24 +1,30 @@
 //! Leaves out what no result needs. Parameters stay.
 
-use std::collections::HashMap;
-
 use tilewright_ir::{Graph, Result, Value};
 
 /// Dead code elimination.
 pub(super) fn eliminate(graph: &Graph) -> Result<Graph> {
     let live = live(graph);
     let mut new = Graph::new();
-    let mut map: HashMap<Value, Value> = HashMap::new();
+    let mut map: Vec<Option<Value>> = vec![None; graph.value_count()];
+    let lookup = |map: &[Option<Value>], value: Value| map[value.index()].expect("what is needed is live");
     for &parameter in graph.parameters() {
-        map.insert(parameter, new.parameter(graph.ty(parameter).clone()));
+        map[parameter.index()] = Some(new.parameter(graph.ty(parameter).clone()));
     }
     for (node, _) in graph.nodes().iter().zip(live).filter(|(_, live)| *live) {
-        let operands: Vec<Value> = node.operands.iter().map(|value| map[value]).collect();
+        let operands: Vec<Value> = node.operands.iter().map(|&value| lookup(&map, value)).collect();
         let results = new.add(node.op.clone(), &operands, node.origin.clone())?;
-        map.extend(node.results.iter().copied().zip(results));
+        for (old, new) in node.results.iter().zip(results) {
+            map[old.index()] = Some(new);
+        }
     }
-    new.set_results(graph.results().iter().map(|value| map[value]).collect());
+    new.set_results(graph.results().iter().map(|&value| lookup(&map, value)).collect());
     Ok(new)
+}
+
+/// Whether anything is dead.
+pub(super) fn is_any(graph: &Graph) -> bool {
+    live(graph).contains(&false)
 }
 
 /// For each node, whether a result needs it.

@@ -14,24 +14,41 @@ pub(crate) use dead::live;
 
 use tilewright_ir::{Graph, Node, Op, Result, Value};
 
+/// A pass, and whether it has anything to do in a graph: of a long program each copy is felt.
+type Pass = (fn(&Graph) -> bool, fn(&Graph) -> Result<Graph>);
+
+const PASSES: [Pass; 8] = [
+    (has_regions, regions),
+    (dead::is_any, dead::eliminate),
+    (views::is_any, views::compose),
+    (always, constants::fold),
+    (always, algebra::simplify),
+    (views::is_any, views::compose),
+    (always, common::share),
+    (dead::is_any, dead::eliminate),
+];
+
 /// Simplifies a graph and the regions in it.
 ///
 /// # Errors
 /// None for a verified graph but [`tilewright_ir::ErrorKind::Limit`].
 pub fn simplify(graph: &Graph) -> Result<Graph> {
-    let mut graph = regions(graph)?;
-    for pass in [
-        dead::eliminate,
-        views::compose,
-        constants::fold,
-        algebra::simplify,
-        views::compose,
-        common::share,
-        dead::eliminate,
-    ] {
-        graph = pass(&graph)?;
+    let mut simpler: Option<Graph> = None;
+    for (has_work, pass) in PASSES {
+        let graph = simpler.as_ref().unwrap_or(graph);
+        if has_work(graph) {
+            simpler = Some(pass(graph)?);
+        }
     }
-    Ok(graph)
+    Ok(simpler.unwrap_or_else(|| graph.clone()))
+}
+
+fn always(_: &Graph) -> bool {
+    true
+}
+
+fn has_regions(graph: &Graph) -> bool {
+    graph.nodes().iter().any(|node| !node.op.regions().is_empty())
 }
 
 /// Simplifies the regions. They nest as deep as the user's functions do.

@@ -20,6 +20,11 @@ pub(super) fn compose(graph: &Graph) -> Result<Graph> {
     })
 }
 
+/// Whether there is any view.
+pub(super) fn is_any(graph: &Graph) -> bool {
+    graph.nodes().iter().any(|node| is_view(&node.op))
+}
+
 /// The view, and what it is of, that `op` of `operand` is; nothing where `op` is no view.
 fn through(graph: &Graph, op: &Op, operand: Value) -> Option<(Op, Value)> {
     let inner = graph.producer(operand);
@@ -43,14 +48,18 @@ fn through(graph: &Graph, op: &Op, operand: Value) -> Option<(Op, Value)> {
         (Op::Slice { start, limit, step }, inner) => sliced(graph, node, inner, [start, limit, step]),
         _ => None,
     });
-    composed.or_else(|| match op {
+    composed.or_else(|| is_view(op).then(|| (op.clone(), operand)))
+}
+
+fn is_view(op: &Op) -> bool {
+    match op {
         Op::Broadcast { .. }
         | Op::Reshape { .. }
         | Op::Transpose { .. }
         | Op::Slice { .. }
         | Op::Pad { .. }
         | Op::Reverse { .. }
-        | Op::Concatenate { .. } => Some((op.clone(), operand)),
+        | Op::Concatenate { .. } => true,
         Op::Constant(_)
         | Op::Iota { .. }
         | Op::Unary(_)
@@ -67,8 +76,8 @@ fn through(graph: &Graph, op: &Op, operand: Value) -> Option<(Op, Value)> {
         | Op::RandomBits { .. }
         | Op::FlexAttention(_)
         | Op::FlexAttentionBackward(_)
-        | Op::AssociativeScan(_) => None,
-    })
+        | Op::AssociativeScan(_) => false,
+    }
 }
 
 /// A slice of a slice, of the inner part of a padding, or of one part of a concatenation.
