@@ -1,6 +1,10 @@
-//! A scan along contiguous elements: each register is scanned by itself in log₂(width) steps, and the state
-//! carried from the registers before it is combined in. Only that last combination waits for the register
-//! before, so the chain between registers is one combine long.
+//! A scan along contiguous elements.
+//!
+//! They are taken in blocks of four registers, which are transposed: then three combines of registers scan each
+//! run of four elements, and only what these runs come to, one register of them, is scanned across its lanes, in
+//! log₂(width) steps. The state carried from the block before is combined in last; nothing else waits for that
+//! block, so the chain between blocks is one combine long. What is left is taken register by register, and at the
+//! ends element by element, in the same way.
 
 use std::array::from_fn;
 use std::marker::PhantomData;
@@ -53,8 +57,27 @@ impl<L: Lanes, M: Monoid<S>, const S: usize, const REVERSE: bool> Kernel for Row
                 scan::<L::Single, M, S, REVERSE>(arguments, place(position, 1), state, false)
             });
         }
-        for position in (head..whole).step_by(L::WIDTH) {
-            // SAFETY: position + WIDTH ≤ count; past `head`, outputs are aligned.
+        let mut next = head;
+        let wanted = first.is_some();
+        if wanted && state.is_none() && next < whole {
+            // SAFETY: next + WIDTH ≤ count; past `head`, outputs are aligned, here and below.
+            state =
+                Some(unsafe { scan::<L, M, S, REVERSE>(arguments, place(next, L::WIDTH), None, *stream) });
+            next += L::WIDTH;
+        }
+        while L::BLOCKS && next + 4 * L::WIDTH <= whole {
+            let at = place(next, 4 * L::WIDTH);
+            // SAFETY: next + 4 · WIDTH ≤ count.
+            state = Some(unsafe {
+                match state {
+                    Some(before) if wanted => block::<L, M, S, REVERSE>(arguments, at, before, *stream),
+                    before => fold::<L, M, S, REVERSE>(arguments, at, before),
+                }
+            });
+            next += 4 * L::WIDTH;
+        }
+        for position in (next..whole).step_by(L::WIDTH) {
+            // SAFETY: position + WIDTH ≤ count.
             state = Some(unsafe {
                 scan::<L, M, S, REVERSE>(arguments, place(position, L::WIDTH), state, *stream)
             });
@@ -80,6 +103,90 @@ pub(super) fn past<L: Lanes>(pointer: *mut L::Element) -> usize {
     pointer.addr() / size_of::<L::Element>() % L::WIDTH
 }
 
+/// The runs of four elements of the block at `at`, each scanned, transposed; and what each run comes to.
+///
+/// # Safety
+/// The inputs are good for `at + 4 · WIDTH` elements.
+#[inline(always)]
+unsafe fn runs<L: Lanes, M: Monoid<S>, const S: usize, const REVERSE: bool>(
+    arguments: &RowArguments<L::Element, S>,
+    at: usize,
+) -> ([[L; S]; 4], [L; S]) {
+    let transposed: [[L; 4]; S] = from_fn(|i| {
+        // SAFETY: the caller's promise.
+        L::transpose(from_fn(|k| unsafe { L::load(arguments.inputs[i].add(at + k * L::WIDTH)) }))
+    });
+    let mut columns: [[L; S]; 4] = from_fn(|k| transposed.map(|of| of[k]));
+    if REVERSE {
+        for k in (0..3).rev() {
+            columns[k] = M::combine(columns[k + 1], columns[k]);
+        }
+        (columns, columns[0].map(L::in_order))
+    } else {
+        for k in 1..4 {
+            columns[k] = M::combine(columns[k - 1], columns[k]);
+        }
+        (columns, columns[3].map(L::in_order))
+    }
+}
+
+/// The state before some elements and what they come to, combined.
+#[inline(always)]
+fn after<L: Lanes, M: Monoid<S>, const S: usize, const REVERSE: bool>(
+    before: [L::Element; S],
+    end: [L::Element; S],
+) -> [L::Element; S] {
+    let single = |state: [L::Element; S]| state.map(L::Single::splat);
+    L::Single::scan::<M, S>(M::combine(single(before), single(end)), REVERSE).1
+}
+
+/// Folds the block at `at`, and gives the state after it.
+///
+/// # Safety
+/// As [`runs`].
+#[inline(always)]
+unsafe fn fold<L: Lanes, M: Monoid<S>, const S: usize, const REVERSE: bool>(
+    arguments: &RowArguments<L::Element, S>,
+    at: usize,
+    before: Option<[L::Element; S]>,
+) -> [L::Element; S] {
+    // SAFETY: the caller's promise.
+    let (_, totals) = unsafe { runs::<L, M, S, REVERSE>(arguments, at) };
+    let (_, end) = L::scan::<M, S>(totals, REVERSE);
+    before.map_or(end, |before| after::<L, M, S, REVERSE>(before, end))
+}
+
+/// Scans the block at `at`, and gives the state after it.
+///
+/// # Safety
+/// The pointers are good for `at + 4 · WIDTH` elements; outputs are aligned there where `stream`.
+#[inline(always)]
+unsafe fn block<L: Lanes, M: Monoid<S>, const S: usize, const REVERSE: bool>(
+    arguments: &RowArguments<L::Element, S>,
+    at: usize,
+    before: [L::Element; S],
+    stream: bool,
+) -> [L::Element; S] {
+    // SAFETY: the caller's promise.
+    let (columns, totals) = unsafe { runs::<L, M, S, REVERSE>(arguments, at) };
+    let (scanned, end) = L::scan::<M, S>(totals, REVERSE);
+    let splat = before.map(L::splat);
+    let scanned = M::combine(splat, scanned);
+    let earlier: [L; S] = from_fn(|i| scanned[i].before_each(splat[i], REVERSE));
+    let columns = columns.map(|column| M::combine(earlier, column));
+    for (i, output) in arguments.outputs.into_iter().enumerate().filter(|(_, output)| !output.is_null()) {
+        let vectors = L::transpose(from_fn(|k| columns[k][i]));
+        for (k, vector) in vectors.into_iter().enumerate() {
+            // SAFETY: as above.
+            unsafe {
+                let to = output.add(at + k * L::WIDTH);
+                if stream { vector.stream(to) } else { vector.store(to) }
+            }
+        }
+    }
+    after::<L, M, S, REVERSE>(before, end)
+}
+
 /// Scans the register at `at`, and gives the state after it.
 ///
 /// The carried state is kept as scalars: were it kept as broadcast vectors, the compiler would sum two
@@ -98,11 +205,7 @@ unsafe fn scan<L: Lanes, M: Monoid<S>, const S: usize, const REVERSE: bool>(
     let loaded = from_fn(|i| unsafe { L::load(arguments.inputs[i].add(at)) });
     let (local, end) = L::scan::<M, S>(loaded, REVERSE);
     let (scanned, after) = match before {
-        Some(before) => {
-            let single = |state: [L::Element; S]| state.map(L::Single::splat);
-            let (_, after) = L::Single::scan::<M, S>(M::combine(single(before), single(end)), REVERSE);
-            (M::combine(before.map(L::splat), local), after)
-        }
+        Some(before) => (M::combine(before.map(L::splat), local), after::<L, M, S, REVERSE>(before, end)),
         None => (local, end),
     };
     for (vector, output) in scanned.into_iter().zip(arguments.outputs) {
