@@ -22,6 +22,8 @@ pub(super) struct ColumnArguments<E, const S: usize> {
     pub count: usize,
     /// Whether nothing is folded yet: the state is not read.
     pub fresh: bool,
+    /// Whether the fold of what stands aside ([`Monoid::ASIDE`]) is wanted; if not, its state stays as it is.
+    pub aside: bool,
 }
 
 /// Folds one position into `count` lanes: state = combine(state, input).
@@ -34,27 +36,42 @@ impl<L: Lanes, M: Monoid<S>, const S: usize> Kernel for Column<L, M, S> {
     /// The pointers are good for `count` elements; inputs, state and outputs do not overlap.
     #[inline(always)]
     unsafe fn run<Isa: Machine>(arguments: &Self::Arguments) {
-        let ColumnArguments { outputs, stream, count, .. } = arguments;
-        let head = match outputs.iter().find(|output| !output.is_null()) {
-            Some(&output) if *stream => ((L::WIDTH - past::<L>(output)) % L::WIDTH).min(*count),
-            _ => 0,
-        };
-        let whole = head + (count - head) / L::WIDTH * L::WIDTH;
-        for at in (0..head).chain(whole..*count) {
-            // SAFETY: at < count.
-            unsafe { fold::<L::Single, M, S>(arguments, at, false) };
+        if arguments.aside || M::ASIDE == 0 {
+            // SAFETY: the caller's promise.
+            unsafe { step::<L, M, S, true>(arguments) }
+        } else {
+            // SAFETY: the caller's promise.
+            unsafe { step::<L, M, S, false>(arguments) }
         }
-        for at in (head..whole).step_by(L::WIDTH) {
-            // SAFETY: at + WIDTH ≤ count; past `head`, outputs are aligned.
-            unsafe { fold::<L, M, S>(arguments, at, *stream) };
-        }
+    }
+}
+
+/// # Safety
+/// As [`Column::run`].
+#[inline(always)]
+unsafe fn step<L: Lanes, M: Monoid<S>, const S: usize, const ASIDE: bool>(
+    arguments: &ColumnArguments<L::Element, S>,
+) {
+    let ColumnArguments { outputs, stream, count, .. } = arguments;
+    let head = match outputs.iter().find(|output| !output.is_null()) {
+        Some(&output) if *stream => ((L::WIDTH - past::<L>(output)) % L::WIDTH).min(*count),
+        _ => 0,
+    };
+    let whole = head + (count - head) / L::WIDTH * L::WIDTH;
+    for at in (0..head).chain(whole..*count) {
+        // SAFETY: at < count.
+        unsafe { fold::<L::Single, M, S, ASIDE>(arguments, at, false) };
+    }
+    for at in (head..whole).step_by(L::WIDTH) {
+        // SAFETY: at + WIDTH ≤ count; past `head`, outputs are aligned.
+        unsafe { fold::<L, M, S, ASIDE>(arguments, at, *stream) };
     }
 }
 
 /// # Safety
 /// The pointers are good for `at + WIDTH` elements; outputs are aligned there where `stream`.
 #[inline(always)]
-unsafe fn fold<L: Lanes, M: Monoid<S>, const S: usize>(
+unsafe fn fold<L: Lanes, M: Monoid<S>, const S: usize, const ASIDE: bool>(
     arguments: &ColumnArguments<L::Element, S>,
     at: usize,
     stream: bool,
@@ -64,7 +81,7 @@ unsafe fn fold<L: Lanes, M: Monoid<S>, const S: usize>(
     let input = from_fn(|i| unsafe { L::load(inputs[i].add(at)) });
     let folded =
         if *fresh { input } else { M::combine(from_fn(|i| unsafe { L::load(state[i].add(at)) }), input) };
-    for i in 0..S {
+    for i in if ASIDE { 0 } else { M::ASIDE }..S {
         // SAFETY: as above.
         unsafe {
             folded[i].store(state[i].add(at));

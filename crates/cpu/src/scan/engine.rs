@@ -45,7 +45,8 @@ pub(super) trait Combine: Sync {
         fresh: bool,
     ) -> Result<()>;
 
-    /// Folds one position of `run.count` lanes into their state; where `fresh`, it becomes the state.
+    /// Folds one position of `run.count` lanes into their state; where `fresh`, it becomes the state. Beside the
+    /// state stands which of its elements have to be kept, if only for themselves.
     ///
     /// # Safety
     /// `inputs`, `state` and `outputs` are good for `run.count` elements and do not overlap.
@@ -54,7 +55,7 @@ pub(super) trait Combine: Sync {
         scratch: &mut Self::Scratch,
         run: &Run,
         inputs: &[*const u8],
-        state: &[*mut u8],
+        state: (&[*mut u8], &[bool]),
         outputs: Outputs,
         fresh: bool,
     ) -> Result<()>;
@@ -78,6 +79,8 @@ pub(super) struct Scratch<S> {
     places: Vec<*mut u8>,
     /// No place for any element.
     nowhere: Vec<*mut u8>,
+    /// That every element is kept.
+    all: Vec<bool>,
     inputs: Vec<*const u8>,
     outputs: Vec<*mut u8>,
     start: Vec<usize>,
@@ -193,10 +196,11 @@ impl<C: Combine> Engine<'_, C> {
         (carry, mut fresh): (&mut [u64], bool),
         pass: Pass,
     ) -> Result<()> {
-        let Scratch { edges, combine, nowhere, inputs, outputs, start, ahead, .. } = scratch;
+        let Scratch { edges, combine, nowhere, inputs, outputs, start, ahead, all, .. } = scratch;
         let (axis, count) = self.walk.lanes(group, start);
         let scan = start.len() - 1;
         let state = parts(carry, count);
+        let kept = if pass == Pass::Apply { self.live } else { all };
         for (position, next) in self.walk.positions(chunk) {
             if let Some(next) = next {
                 ahead.clone_from(start);
@@ -212,7 +216,7 @@ impl<C: Combine> Engine<'_, C> {
                 false => Outputs { pointers: nowhere, stream: false },
             };
             // SAFETY: the edges give `count` elements; the carry and the sinks have as many.
-            unsafe { self.combine.lanes(combine, &run, inputs, &state, to, fresh)? };
+            unsafe { self.combine.lanes(combine, &run, inputs, (&state, kept), to, fresh)? };
             fresh = false;
             if pass == Pass::Apply && !direct {
                 self.edges.results(edges, &run, &state)?;
@@ -251,6 +255,7 @@ impl<C: Combine> Chunks for Engine<'_, C> {
             places,
             _tile: tile,
             nowhere: vec![std::ptr::null_mut(); self.live.len()],
+            all: vec![true; self.live.len()],
             inputs: Vec::with_capacity(self.live.len()),
             outputs: Vec::with_capacity(self.live.len()),
             start: Vec::new(),
@@ -284,7 +289,9 @@ impl<C: Combine> Chunks for Engine<'_, C> {
         let state = parts(&mut joined, count);
         let nowhere = Outputs { pointers: &scratch.nowhere, stream: false };
         // SAFETY: both have `count` elements.
-        unsafe { self.combine.lanes(&mut scratch.combine, &run, &inputs, &state, nowhere, false)? };
+        unsafe {
+            self.combine.lanes(&mut scratch.combine, &run, &inputs, (&state, &scratch.all), nowhere, false)?
+        };
         Ok(joined)
     }
 

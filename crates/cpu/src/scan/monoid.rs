@@ -7,6 +7,10 @@ use super::lanes::Arithmetic;
 
 /// A combine function on `S` state elements of one type.
 pub(super) trait Monoid<const S: usize> {
+    /// How many elements of the state, from the first on, no other one depends on as the left side has them: where
+    /// their fold is not wanted, it need not be kept.
+    const ASIDE: usize = 0;
+
     fn combine<L: Arithmetic>(left: [L; S], right: [L; S]) -> [L; S];
 }
 
@@ -46,6 +50,8 @@ impl Monoid<1> for Least {
 }
 
 impl Monoid<2> for Affine {
+    const ASIDE: usize = 1;
+
     #[inline(always)]
     fn combine<L: Arithmetic>(left: [L; 2], right: [L; 2]) -> [L; 2] {
         [left[0].mul(right[0]), right[0].mul_add(left[1], right[1])]

@@ -224,7 +224,7 @@ impl Combine for Compiled {
         scratch: &mut Result<Scratch>,
         run: &Run,
         inputs: &[*const u8],
-        state: &[*mut u8],
+        (state, _): (&[*mut u8], &[bool]),
         _: Outputs,
         fresh: bool,
     ) -> Result<()> {

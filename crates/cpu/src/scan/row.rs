@@ -112,22 +112,37 @@ unsafe fn runs<L: Lanes, M: Monoid<S>, const S: usize, const REVERSE: bool>(
     arguments: &RowArguments<L::Element, S>,
     at: usize,
 ) -> ([[L; S]; 4], [L; S]) {
-    let transposed: [[L; 4]; S] = from_fn(|i| {
-        // SAFETY: the caller's promise.
-        L::transpose(from_fn(|k| unsafe { L::load(arguments.inputs[i].add(at + k * L::WIDTH)) }))
-    });
-    let mut columns: [[L; S]; 4] = from_fn(|k| transposed.map(|of| of[k]));
+    // Plain loops: what `from_fn` and `map` call is not always inlined, and outside of the kernel the machine's
+    // features are not there.
+    // SAFETY: the caller's promise, here and below.
+    let mut columns: [[L; S]; 4] = [from_fn(|i| unsafe { L::load(arguments.inputs[i].add(at)) }); 4];
+    for i in 0..S {
+        // SAFETY: as above.
+        let [second, third, fourth] = unsafe {
+            let from = arguments.inputs[i].add(at);
+            [L::load(from.add(L::WIDTH)), L::load(from.add(2 * L::WIDTH)), L::load(from.add(3 * L::WIDTH))]
+        };
+        let transposed = L::transpose([columns[0][i], second, third, fourth]);
+        for k in 0..4 {
+            columns[k][i] = transposed[k];
+        }
+    }
+    let mut totals;
     if REVERSE {
         for k in (0..3).rev() {
             columns[k] = M::combine(columns[k + 1], columns[k]);
         }
-        (columns, columns[0].map(L::in_order))
+        totals = columns[0];
     } else {
         for k in 1..4 {
             columns[k] = M::combine(columns[k - 1], columns[k]);
         }
-        (columns, columns[3].map(L::in_order))
+        totals = columns[3];
     }
+    for total in &mut totals {
+        *total = total.in_order();
+    }
+    (columns, totals)
 }
 
 /// The state before some elements and what they come to, combined.
@@ -168,14 +183,23 @@ unsafe fn block<L: Lanes, M: Monoid<S>, const S: usize, const REVERSE: bool>(
     stream: bool,
 ) -> [L::Element; S] {
     // SAFETY: the caller's promise.
-    let (columns, totals) = unsafe { runs::<L, M, S, REVERSE>(arguments, at) };
+    let (mut columns, totals) = unsafe { runs::<L, M, S, REVERSE>(arguments, at) };
     let (scanned, end) = L::scan::<M, S>(totals, REVERSE);
     let splat = before.map(L::splat);
     let scanned = M::combine(splat, scanned);
-    let earlier: [L; S] = from_fn(|i| scanned[i].before_each(splat[i], REVERSE));
-    let columns = columns.map(|column| M::combine(earlier, column));
-    for (i, output) in arguments.outputs.into_iter().enumerate().filter(|(_, output)| !output.is_null()) {
-        let vectors = L::transpose(from_fn(|k| columns[k][i]));
+    let mut earlier = scanned;
+    for i in 0..S {
+        earlier[i] = scanned[i].before_each(splat[i], REVERSE);
+    }
+    for column in &mut columns {
+        *column = M::combine(earlier, *column);
+    }
+    for i in 0..S {
+        let output = arguments.outputs[i];
+        if output.is_null() {
+            continue;
+        }
+        let vectors = L::transpose([columns[0][i], columns[1][i], columns[2][i], columns[3][i]]);
         for (k, vector) in vectors.into_iter().enumerate() {
             // SAFETY: as above.
             unsafe {

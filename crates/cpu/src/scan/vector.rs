@@ -114,10 +114,11 @@ impl<E: Element, const S: usize> Combine for Vector<E, S> {
         _: &mut (),
         run: &Run,
         inputs: &[*const u8],
-        state: &[*mut u8],
+        state: (&[*mut u8], &[bool]),
         outputs: Outputs,
         fresh: bool,
     ) -> Result<()> {
+        let (state, kept) = state;
         let arguments = ColumnArguments {
             inputs: self.order.map(|place| inputs[place].cast::<E>()),
             state: self.order.map(|place| state[place].cast::<E>()),
@@ -125,6 +126,7 @@ impl<E: Element, const S: usize> Combine for Vector<E, S> {
             stream: outputs.stream,
             count: run.count,
             fresh,
+            aside: kept[self.order[0]],
         };
         // SAFETY: as above.
         unsafe { (self.lanes)(&arguments) };
