@@ -107,6 +107,10 @@ pub(super) fn past<L: Lanes>(pointer: *mut L::Element) -> usize {
 ///
 /// # Safety
 /// The inputs are good for `at + 4 · WIDTH` elements.
+#[allow(
+    clippy::needless_range_loop,
+    reason = "the loop is over elements of the state, which columns hold inside"
+)]
 #[inline(always)]
 unsafe fn runs<L: Lanes, M: Monoid<S>, const S: usize, const REVERSE: bool>(
     arguments: &RowArguments<L::Element, S>,
@@ -175,6 +179,10 @@ unsafe fn fold<L: Lanes, M: Monoid<S>, const S: usize, const REVERSE: bool>(
 ///
 /// # Safety
 /// The pointers are good for `at + 4 · WIDTH` elements; outputs are aligned there where `stream`.
+#[allow(
+    clippy::needless_range_loop,
+    reason = "the loop is over elements of the state, which columns hold inside"
+)]
 #[inline(always)]
 unsafe fn block<L: Lanes, M: Monoid<S>, const S: usize, const REVERSE: bool>(
     arguments: &RowArguments<L::Element, S>,
