@@ -135,14 +135,14 @@ pub struct OnePassNeeds {
     pub head_size: usize,
     /// Size of a value vector.
     pub value_size: usize,
-    /// Whether a mask stands in the way of whole products.
-    pub masked: bool,
     /// Terms that are summed by query.
     pub rows: usize,
     /// Terms that are summed by head.
     pub heads: usize,
     /// Terms that are summed along diagonals.
     pub diagonals: usize,
+    /// Terms of captures that pairs own: 1 at most.
+    pub pairs: usize,
 }
 
 /// The tiles of the one pass: 128 keys, two warpgroups of 64 each, two stages of queries.
@@ -158,8 +158,6 @@ pub struct OnePassTiles {
     pub producer_registers: usize,
     /// Registers of a thread of the two that multiply.
     pub consumer_registers: usize,
-    /// Floats of shared memory for what a warp exchanges.
-    pub scratch_floats: usize,
     /// Floats of shared memory for sums of terms.
     pub term_floats: usize,
     /// Bytes of shared memory.
@@ -176,35 +174,36 @@ impl OnePassTiles {
 
 /// The tiles of the gradient's one pass on Hopper; none where they do not fit.
 pub fn one_pass_tiles(needs: OnePassNeeds, shared_bytes: usize) -> Option<OnePassTiles> {
-    const KEYS: usize = 128;
     let (head, value) = (needs.head_size.next_multiple_of(64), needs.value_size.next_multiple_of(64));
     // Sums of keys' and values' cotangents, scores and slopes take half a register a column each: 192 at most.
     let columns = match (head, value) {
-        (64, 64) => 128,
-        (128, 64 | 128) => 64,
+        (64, 64) => [128, 64].as_slice(),
+        (128, 64 | 128) => [64].as_slice(),
         _ => return None,
     };
-    let panels: usize = if needs.masked { 2 * (16 * (columns + 1) + 64) } else { 0 };
-    let flags = if needs.masked { 256 * columns / 64 } else { 0 };
-    let diagonals = if needs.diagonals > 0 { 64 * (columns + 8) } else { 0 };
-    let scratch_floats = panels.max(flags).max(diagonals).next_multiple_of(8);
+    let found = columns.iter().map(|&columns| one_pass_measured(needs, columns, head, value));
+    found.into_iter().find(|tiles| tiles.shared_bytes <= shared_bytes)
+}
+
+fn one_pass_measured(needs: OnePassNeeds, columns: usize, head: usize, value: usize) -> OnePassTiles {
+    const KEYS: usize = 128;
+    // Rows by which a warp sums diagonals.
+    let of_warps = if needs.diagonals > 0 { 64 * (columns + 8) } else { 0 };
     let of_diagonals = 16 * (columns + 16) + 256;
-    let term_floats = 16 * columns * needs.rows + of_diagonals * needs.diagonals + 8 * needs.heads;
+    let term_floats = 16 * columns * needs.rows + of_diagonals * needs.diagonals + 8 * needs.heads + of_warps;
     let term_floats = term_floats.next_multiple_of(4);
     let elements = KEYS * (head + value) + 2 * columns * (head + value) + 2 * KEYS * columns;
-    let floats = columns * head + 4 * columns + scratch_floats + term_floats;
-    let tiles = OnePassTiles {
+    let floats = columns * head + 4 * columns + term_floats + needs.pairs * columns * KEYS;
+    OnePassTiles {
         columns,
         head,
         value,
         producer_registers: 24,
         consumer_registers: 240,
-        scratch_floats,
         term_floats,
         // Barriers, tiles that were walked to and the ticket.
-        shared_bytes: 2 * elements + 4 * floats + 9 * 8 + 4 * 16 + 8,
-    };
-    (tiles.shared_bytes <= shared_bytes).then_some(tiles)
+        shared_bytes: 2 * elements + 4 * floats + 11 * 8 + 4 * 16 + 8,
+    }
 }
 
 fn measured(pass: Pass, needs: Needs, warps: usize, columns: usize, slices: usize) -> Tiles {

@@ -98,6 +98,13 @@ DEVICE void store_release(int* flag, int x) {
 }
 DEVICE int take_ticket(int* counter) { return atomicAdd(counter, 1); }
 
+// About how many blocks run at once, where one takes a whole multiprocessor.
+DEVICE int multiprocessors() {
+    int count;
+    asm("mov.u32 %0, %%nsmid;" : "=r"(count));
+    return count;
+}
+
 // A number that all lanes of a warp have, so that the compiler knows it for one.
 DEVICE int uniform(int x) { return __shfl_sync(~0u, x, 0); }
 

@@ -273,6 +273,7 @@ DEVICE int load_acquire(const int* flag) {
 }
 DEVICE void store_release(int* flag, int x) { *flag = x; }
 DEVICE int take_ticket(int* counter) { return (*counter)++; }
+DEVICE int multiprocessors() { return 5; }
 DEVICE int uniform(int x) { return x; }
 DEVICE int anew(int x) { return x; }
 DEVICE int lowest_bit(unsigned x) { return __builtin_ffs(x) - 1; }

@@ -386,6 +386,19 @@ fn captured_gradients_by_warpgroups() {
 }
 
 #[test]
+fn owned_pairs_by_warpgroups() {
+    let wide = Sizes { head_size: 128, value_size: 128, queries: 70, keys: 140, ..LONG };
+    let shared = Sizes { batch: 2, key_batch: 2, queries: 140, keys: 70, ..LONG };
+    let cases = [
+        one_pass(DType::BF16, Sizes { batch: 2, ..wide }, "pair", None),
+        one_pass(DType::F16, shared, "pair", Some(&MASKS[0])),
+        one_pass(DType::BF16, shared, "pair, flipped, by batch and head", Some(&MASKS[1])),
+        one_pass(DType::BF16, shared, "pair, rows of the batch", None),
+    ];
+    check(&cases);
+}
+
+#[test]
 fn nothing_of_a_masked_pair_shows_in_one_pass() {
     let mut cases = Vec::new();
     let wide = Sizes { head_size: 128, value_size: 128, queries: 70, keys: 140, heads: 1, ..LONG };

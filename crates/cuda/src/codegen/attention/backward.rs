@@ -97,7 +97,14 @@ pub(in crate::codegen) fn lower(backward: &AttentionBackward, lowering: &mut Low
 
     let mut keys_wanted = backward.key_cotangent.is_some() || backward.value_cotangent.is_some();
     let mut queries_wanted = backward.query_cotangent.is_some();
-    let tiles = one_pass::tiles(backward, lowering.target, &mut by_keys, &mut by_queries);
+    let mut owned: Vec<(&CaptureReduction, Apart)> = found
+        .iter()
+        .filter_map(|(reduction, place)| match place {
+            Where::Owned(apart) => Some((*reduction, *apart)),
+            Where::Keys | Where::Queries(_) | Where::Copies => None,
+        })
+        .collect();
+    let tiles = one_pass::tiles(backward, lowering, &mut by_keys, &mut by_queries, &mut owned);
     let delta_rows = tiles.as_ref().map_or(queries, |tiles| tiles.rows(queries));
     let delta = lowering.scratch(4 * batch * heads * delta_rows);
     let totals: Vec<Total> = captures::totals(backward, lowering)?;
@@ -126,11 +133,13 @@ pub(in crate::codegen) fn lower(backward: &AttentionBackward, lowering: &mut Low
         gradient.queries(now, queries_wanted, &totals)?;
         (queries_wanted, rest) = (false, later);
     }
+    for (reduction, apart) in owned {
+        gradient.owned(reduction, apart, &totals)?;
+    }
     for (reduction, place) in &found {
         match place {
-            Where::Owned(apart) => gradient.owned(reduction, *apart, &totals)?,
             Where::Copies => gradient.copies(reduction, &totals)?,
-            Where::Keys | Where::Queries(_) => {}
+            Where::Keys | Where::Queries(_) | Where::Owned(_) => {}
         }
     }
     captures::store(backward, &totals, gradient.lowering);

@@ -8,15 +8,15 @@
 //
 // The queries' cotangents are sums over blocks. Each block adds its part to a tile in *turn*: after the block before
 // it, in the order of keys, that has a part in this tile. So the order of additions is fixed, and with it every bit.
-// A block's number is a ticket, drawn when it starts: whoever is waited for has started, and ends. As the blocks of a
-// head start together and walk in the same direction, each soon runs one tile behind the one before it, and nobody
-// waits any more.
+// A block's number is a ticket, drawn when it starts: whoever is waited for has a lower one, so has started, and ends.
+// As the blocks of a head start together and walk in the same direction, each soon runs one tile behind the one before
+// it, and nobody waits any more.
 
 constexpr int KEYS = 128, STAGES = 2, GROUP = 128, WALKED = 4;
 constexpr float LOG2_E = 1.4426950408889634f;
 
 struct Barriers {
-    unsigned long long keys, known[STAGES], full[STAGES], empty[STAGES], full_sums, empty_sums;
+    unsigned long long keys, known[STAGES], full[STAGES], empty[STAGES], full_sums, empty_sums, full_pairs, empty_pairs;
 };
 
 // A tile of queries that the block does; −1 after the last.
@@ -27,7 +27,7 @@ struct Tile {
 // What a block has in shared memory.
 struct Shared {
     Element *key_tile, *value_tile, *query_tiles, *cotangent_tiles, *slope_tiles;
-    float *sums, *log2_sum_exps, *deltas, *scratch, *terms;
+    float *sums, *log2_sum_exps, *deltas, *terms, *pairs;
     Barriers* barriers;
     Tile* tiles;  // the last that were walked to
     int* ticket;
@@ -43,9 +43,9 @@ DEVICE Shared shared_parts() {
     s.sums = (float*)(s.slope_tiles + 2 * KEYS * COLUMNS);
     s.log2_sum_exps = s.sums + COLUMNS * HEAD;
     s.deltas = s.log2_sum_exps + STAGES * COLUMNS;
-    s.scratch = s.deltas + STAGES * COLUMNS;
-    s.terms = s.scratch + SCRATCH;
-    s.barriers = (Barriers*)(s.terms + TERM_FLOATS);
+    s.terms = s.deltas + STAGES * COLUMNS;
+    s.pairs = s.terms + TERM_FLOATS;
+    s.barriers = (Barriers*)(s.pairs + PAIRS * COLUMNS * KEYS);
     s.tiles = (Tile*)(s.barriers + 1);
     s.ticket = (int*)(s.tiles + WALKED);
     return s;
@@ -158,32 +158,55 @@ DEVICE void bring(const Parameters& p, const Own& own, const Shared& s, Element*
     }
 }
 
-// Brings each tile's part of the queries' cotangents to memory, in turn.
+// Brings floats of shared memory to memory: stored by the first, added by the others when it is their turn. Says when
+// shared memory is free, and whose turn is next.
+DEVICE void add_in_turn(float* to, const float* from, int bytes, int* turn, int before, int after,
+                        unsigned long long* empty) {
+    if (lane_index() == 0) {
+        if (before == 0) {
+            store_in_bulk(to, from, bytes);
+        } else {
+            while (load_acquire(turn) != before) {
+            }
+            add_in_bulk(to, from, bytes);
+        }
+        wait_for_bulk_reads();
+        arrive(empty);
+        wait_for_bulk();
+        store_release(turn, after);
+    }
+    sync_warp();
+}
+
+// Of the heads that share the elements of a capture that pairs own, how many have their turn before this one: in the
+// order in which blocks take heads.
+DEVICE int heads_before(const Parameters& p, int b, int h) {
+    if constexpr (APART_IN_HEADS) return APART_IN_BATCH ? 0 : b;
+    if constexpr (APART_IN_BATCH) return h;
+    int group = (int)p.heads / (int)p.key_heads;
+    if (p.key_batch != 1) return b * (int)p.heads + h;
+    return h / group * (int)p.batch * group + b * group + h % group;
+}
+
+// Brings each tile's part of the queries' cotangents to memory, and its terms of a capture that pairs own.
 DEVICE void add_sums(const Parameters& p, const Own& own, const Shared& s) {
     int tiles = ((int)p.queries + COLUMNS - 1) / COLUMNS;
     for (int count = 0;; ++count) {
-        wait_barrier(&s.barriers->full_sums, count & 1);
+        if constexpr (PAIRS > 0) wait_barrier(&s.barriers->full_pairs, count & 1);
+        else wait_barrier(&s.barriers->full_sums, count & 1);
         Tile tile = s.tiles[count % WALKED];
         if (tile.number < 0) break;
-        int before = turn_before(p, own, tile.b, tile.h, tile.number);
-        if (lane_index() == 0) {
-            long long number = ((long long)tile.b * (int)p.heads + tile.h) * tiles + tile.number;
-            int* turn = p.turns + 1 + number;
-            float* to = p.query_sums + number * COLUMNS * HEAD;
-            constexpr int BYTES = COLUMNS * HEAD * 4;
-            if (before == 0) {
-                store_in_bulk(to, s.sums, BYTES);
-            } else {
-                while (load_acquire(turn) != before) {
-                }
-                add_in_bulk(to, s.sums, BYTES);
-            }
-            wait_for_bulk_reads();
-            arrive(&s.barriers->empty_sums);
-            wait_for_bulk();
-            store_release(turn, own.number + 1);
+        if constexpr (PAIRS > 0) {
+            int slot = (APART_IN_BATCH ? tile.b : 0) * (APART_IN_HEADS ? (int)p.heads : 1) + (APART_IN_HEADS ? tile.h : 0);
+            long long number = ((long long)slot * tiles + tile.number) * own.tiles + own.number;
+            int before = heads_before(p, tile.b, tile.h);
+            add_in_turn(p.pair_sums + number * COLUMNS * KEYS, s.pairs, COLUMNS * KEYS * 4, p.pair_turns + number, before,
+                        before + 1, &s.barriers->empty_pairs);
+            wait_barrier(&s.barriers->full_sums, count & 1);
         }
-        sync_warp();
+        long long number = ((long long)tile.b * (int)p.heads + tile.h) * tiles + tile.number;
+        add_in_turn(p.query_sums + number * COLUMNS * HEAD, s.sums, COLUMNS * HEAD * 4, p.turns + 1 + number,
+                    turn_before(p, own, tile.b, tile.h, tile.number), own.number + 1, &s.barriers->empty_sums);
     }
 }
 
@@ -425,6 +448,17 @@ DEVICE void multiply_and_differentiate(const Parameters& p, const Own& own, cons
         sync_warp();
         if (lane_index() == 0) arrive(&s.barriers->full_sums);
     };
+    // The same of a tile's terms of a capture that pairs own, which `store_pairs` knows.
+    auto pass_pairs_on = [&](const float(&term)[COLUMNS / 8][4]) {
+        wait_barrier(&s.barriers->empty_pairs, count & 1 ^ 1);
+#pragma unroll
+        for (int j = 0; j < COLUMNS / 8; ++j) {
+            ((Four*)s.pairs)[j * 2 * GROUP + thread] = Four{{term[j][0], term[j][1], term[j][2], term[j][3]}};
+        }
+        publish_to_matrix_units();
+        sync_warp();
+        if (lane_index() == 0) arrive(&s.barriers->full_pairs);
+    };
     auto release = [&](int stage) {
         sync_warp();
         if (lane_index() == 0) arrive(&s.barriers->empty[stage]);
@@ -474,7 +508,8 @@ DEVICE void multiply_and_differentiate(const Parameters& p, const Own& own, cons
         }
         round_left(slopes, slopes_left);
         share_slopes(slopes_left);
-        term_sums.add(p, own, b, h, query, terms, s.scratch, count);
+        term_sums.add(p, own, b, h, query, terms, count);
+        if constexpr (PAIRS > 0) pass_pairs_on(terms[TERMS - 1]);
 
         float query_sums[QUERY_BLOCKS][4];
         unsigned long long queries = further(turned_queries, stage * COLUMNS * HEAD * (int)sizeof(Element));
@@ -533,10 +568,12 @@ DEVICE void multiply_and_differentiate(const Parameters& p, const Own& own, cons
                                 fault);
             round_left(slopes, slopes_left);
             share_slopes(slopes_left);
-            term_sums.add(p, own, b, h, query, terms, s.scratch, count);
+            term_sums.add(p, own, b, h, query, terms, count);
+            if constexpr (PAIRS > 0) pass_pairs_on(terms[TERMS - 1]);
+            // One warp of the group after the other: they share a panel, where the sums come later.
+            wait_barrier(&s.barriers->empty_sums, count & 1 ^ 1);
+            float* panel = s.sums + group * (16 * (COLUMNS + 1) + 64);
             any_in_warpgroup(false, group + 1);
-            // One warp of the group after the other: they share a panel.
-            float* panel = s.scratch + group * (SCRATCH / 2);
             for (int turn = 0; turn < 4; ++turn) {
                 if (warp % 4 == turn) {
                     accumulate_rounded(value_sums, weights_left, admitted, panel, [&](int row, int column) {
@@ -548,7 +585,7 @@ DEVICE void multiply_and_differentiate(const Parameters& p, const Own& own, cons
                 }
                 any_in_warpgroup(false, group + 1);
             }
-            Bits* flags = (Bits*)s.scratch;
+            Bits* flags = (Bits*)s.sums;
             float query_sums[QUERY_BLOCKS][4];
             meet(3, 2 * GROUP);
             flags[thread] = admitted;
@@ -565,7 +602,7 @@ DEVICE void multiply_and_differentiate(const Parameters& p, const Own& own, cons
     // No more sums: so much the warp that adds them is told.
     wait_barrier(&s.barriers->empty_sums, count & 1 ^ 1);
     sync_warp();
-    if (lane_index() == 0) arrive(&s.barriers->full_sums);
+    if (lane_index() == 0) arrive(PAIRS > 0 ? &s.barriers->full_pairs : &s.barriers->full_sums);
 
     if constexpr (KEY_COTANGENT) {
         Element* to = p.key_cotangent + own.key_batch * p.key_cotangent_strides[0] +
@@ -591,15 +628,23 @@ KERNEL void __launch_bounds__(3 * GROUP, 1) attention_backward_hopper(const __gr
         }
         init_barrier(&s.barriers->full_sums, 2 * GROUP / 32);
         init_barrier(&s.barriers->empty_sums, 1);
+        init_barrier(&s.barriers->full_pairs, 2 * GROUP / 32);
+        init_barrier(&s.barriers->empty_pairs, 1);
         *s.ticket = take_ticket(p.turns);
     }
     sync_threads();
+    // Heads that run at the same time take blocks in turn: then the next heads' blocks start as far apart as these ones
+    // end, which is how far apart their turns are.
     Own own;
     int block = uniform(*s.ticket);
     own.tiles = ((int)p.keys + KEYS - 1) / KEYS;
-    own.number = block % own.tiles;
-    own.key_head = block / own.tiles % (int)p.key_heads;
-    own.key_batch = block / own.tiles / (int)p.key_heads;
+    int heads = (int)p.key_batch * (int)p.key_heads, at_once = max_of(multiprocessors() / own.tiles, 1);
+    int first = block / (at_once * own.tiles) * at_once, within = block - first * own.tiles;
+    at_once = min_of(at_once, heads - first);
+    int head = first + within % at_once;
+    own.number = within / at_once;
+    own.key_head = head % (int)p.key_heads;
+    own.key_batch = head / (int)p.key_heads;
     own.key = own.number * KEYS;
     int warp = uniform(warp_index());
     if (warp < GROUP / 32) {

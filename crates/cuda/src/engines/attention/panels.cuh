@@ -14,6 +14,22 @@ DEVICE void load_panels(Element* tile, const Element* from, long long row_stride
     const Element* at = within ? from + first * row_stride + part * PART : from;
     row_stride *= within ? STEP : 0;
     tile += part / 8 * TILE_ROWS * 64;
+    if (SIZE == PADDED && rows >= TILE_ROWS) {
+        // The exchange of parts repeats every 8 rows: no more places to compute than there are before it does.
+        constexpr int PERIOD = STEP < 8 ? 8 / STEP : 1;
+        Element* to[PERIOD];
+#pragma unroll
+        for (int i = 0; i < PERIOD; ++i) {
+            int row = first + i * STEP;
+            to[i] = tile + row * 64 + (part % 8 ^ row % 8) * PART;
+        }
+#pragma unroll
+        for (int i = 0; i < TILE_ROWS / STEP; ++i) {
+            copy_16(to[i % PERIOD] + i / PERIOD * PERIOD * STEP * 64, at, true);
+            at += row_stride;
+        }
+        return;
+    }
     // Few at a time: the threads that copy have few registers.
 #pragma unroll 4
     for (int row = first; row < TILE_ROWS; row += STEP) {

@@ -2,6 +2,11 @@
 // cotangent, less the cotangent of the log-sum-exp; and the log-sum-exp as a power of 2, ∞ where the row has no
 // weight, as a row past the end has none. Rows are padded to whole tiles. A warp does a row.
 
+template <typename T>
+struct alignas(4 * sizeof(T)) FourOf {
+    T x[4];
+};
+
 KERNEL void __launch_bounds__(128) attention_rows(const __grid_constant__ Parameters p) {
     long long padded = (p.queries + COLUMNS - 1) / COLUMNS * COLUMNS, row = block_index() * 4 + warp_index();
     if (row >= p.batch * p.heads * padded) return;
@@ -15,8 +20,16 @@ KERNEL void __launch_bounds__(128) attention_rows(const __grid_constant__ Parame
         for (int i = 0; i < VALUE_SIZE; i += 128) {
             int column = i + 4 * lane_index();
             if (column >= VALUE_SIZE) continue;
+            FourOf<Element> right = *(const FourOf<Element>*)(cotangent + column);
+            FourOf<float> left;
+            if constexpr (OUTPUT_VECTOR) {
+                left = *(const FourOf<float>*)(output + column);
+            } else {
 #pragma unroll
-            for (int j = 0; j < 4; ++j) sum += output[(column + j) * p.output_strides[3]] * to_float(cotangent[column + j]);
+                for (int j = 0; j < 4; ++j) left.x[j] = output[(column + j) * p.output_strides[3]];
+            }
+#pragma unroll
+            for (int j = 0; j < 4; ++j) sum += left.x[j] * to_float(right.x[j]);
         }
         for (int lanes = 16; lanes > 0; lanes /= 2) sum += shuffle_xor(sum, lanes);
         if constexpr (LOG_SUM_EXP_COTANGENT) {

@@ -68,7 +68,7 @@ DEVICE void sum_diagonals(const float (&term)[COLUMNS / 8][4], float* rows, floa
 
 struct TermSums {
     float by_key[at_least_one(KEY_SUMS)][2], by_head[at_least_one(HEAD_SUMS)];
-    float *parts, *slots, *rings, *heads;
+    float *parts, *slots, *rings, *heads, *scratch;
     int thread, before;  // the queries of the tile before, or −1
 
     DEVICE void clear() {
@@ -85,6 +85,7 @@ struct TermSums {
         slots = parts + ROW_SUMS * 2 * 8 * COLUMNS;
         rings = slots + DIAGONALS * 2 * 8 * SLOT;
         heads = rings + DIAGONALS * RING;
+        scratch = heads + HEAD_SUMS * 8;
         for (int i = thread; i < DIAGONALS * RING; i += 256) rings[i] = 0;
         clear();
     }
@@ -112,7 +113,7 @@ struct TermSums {
     // A tile's terms; before all threads of both warpgroups meet.
     template <typename O>
     DEVICE void add(const Parameters& p, const O& own, int b, int h, int query,
-                    const float (&terms)[at_least_one(TERMS)][COLUMNS / 8][4], float* scratch, int count) {
+                    const float (&terms)[at_least_one(TERMS)][COLUMNS / 8][4], int count) {
         int warp = thread / 32;
 #pragma unroll
         for (int i = 0; i < KEY_SUMS; ++i) {

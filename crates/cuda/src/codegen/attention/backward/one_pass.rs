@@ -9,6 +9,7 @@ const PANELS: &str = include_str!("../../../engines/attention/panels.cuh");
 const TERM_SUMS: &str = include_str!("../../../engines/attention/terms_hopper.cuh");
 const ONE_PASS: &str = include_str!("../../../engines/attention/backward_hopper.cuh");
 const ROWS: &str = include_str!("../../../engines/attention/rows_hopper.cuh");
+const STORE_PAIRS: &str = include_str!("../../../engines/attention/store_pairs.cuh");
 const STORE_QUERIES: &str = include_str!("../../../engines/attention/store_queries.cuh");
 
 /// Keys of a block, as in `backward_hopper.cuh`.
@@ -22,12 +23,15 @@ enum Term {
     Head,
     Difference,
     Sum,
+    Pair,
 }
 
 /// What the pass does, and how.
 pub(super) struct OnePass<'a> {
     tiles: tiles::OnePassTiles,
     terms: Vec<(Term, &'a CaptureReduction)>,
+    /// Which heads share the elements that pairs own, if there is such a term.
+    apart: Option<Apart>,
 }
 
 impl OnePass<'_> {
@@ -44,10 +48,12 @@ impl OnePass<'_> {
 /// The tiles of the pass, where it serves; takes the reductions that it does.
 pub(super) fn tiles<'a>(
     backward: &AttentionBackward,
-    target: Target,
+    lowering: &Lowering,
     by_keys: &mut Vec<&'a CaptureReduction>,
     by_queries: &mut Vec<(Class, &'a CaptureReduction)>,
+    owned: &mut Vec<(&'a CaptureReduction, Apart)>,
 ) -> Option<OnePass<'a>> {
+    let target = lowering.target;
     let attention = &backward.attention;
     let AttentionShape { queries, keys, head_size, value_size, .. } = attention.shape;
     let read = [
@@ -80,24 +86,38 @@ pub(super) fn tiles<'a>(
     let candidates = candidates
         .chain(by_queries.iter().filter_map(|(class, reduction)| Some((term(*class)?, *reduction))))
         .collect::<Vec<_>>();
+    // Heads that share elements wait for one another at each tile, so that all must have the same tiles.
+    let map = attention.block_map.and_then(|slot| lowering.block_maps[slot]);
+    let same_tiles = map.is_none_or(|(map, _)| map.batch == 1 && map.heads == 1);
+    let pair = owned
+        .iter()
+        .copied()
+        .find(|(_, apart)| (apart.in_batch && apart.in_heads) || (apart.shared_by_all && same_tiles));
+    let with_pair = [pair, None].into_iter().skip(usize::from(pair.is_none()));
     // As many terms as fit.
-    let found = (0..=candidates.len().min(TERMS)).rev().find_map(|count| {
-        let terms = candidates[..count].to_vec();
+    let choices = with_pair.flat_map(|pair| {
+        let most = candidates.len().min(TERMS - usize::from(pair.is_some()));
+        (0..=most).rev().map(move |count| (pair, count))
+    });
+    let found = choices.into_iter().find_map(|(pair, count)| {
+        let mut terms = candidates[..count].to_vec();
+        terms.extend(pair.map(|(reduction, _)| (Term::Pair, reduction)));
         let of = |wanted: Term| terms.iter().filter(|(term, _)| *term == wanted).count();
         let needs = OnePassNeeds {
             head_size,
             value_size,
-            masked: attention.mask.is_some(),
             rows: of(Term::Row),
             heads: of(Term::Head),
             diagonals: of(Term::Difference) + of(Term::Sum),
+            pairs: of(Term::Pair),
         };
         let tiles = tiles::one_pass_tiles(needs, target.shared_bytes)?;
-        Some(OnePass { tiles, terms })
+        Some(OnePass { tiles, terms, apart: pair.map(|(_, apart)| apart) })
     })?;
     let taken = |reduction: &CaptureReduction| found.terms.iter().any(|(_, of)| std::ptr::eq(*of, reduction));
     by_keys.retain(|reduction| !taken(reduction));
     by_queries.retain(|(_, reduction)| !taken(reduction));
+    owned.retain(|(reduction, _)| !taken(reduction));
     Some(found)
 }
 
@@ -123,6 +143,7 @@ impl Gradient<'_, '_> {
             Term::Row => key_tiles * slices * queries,
             Term::Head => slices * key_tiles,
             Term::Difference | Term::Sum => slices * key_tiles * line,
+            Term::Pair => 0,
         };
         let mut place = |terms: &[Term]| {
             let bytes: usize = terms.iter().map(|term| 4 * size(*term) * pass.count(*term)).sum();
@@ -138,6 +159,17 @@ impl Gradient<'_, '_> {
         let head_sums = place(&[Term::Head]);
         let diagonals = place(&[Term::Difference, Term::Sum]);
 
+        let apart = pass.apart;
+        let share = |apart: Apart| {
+            (if apart.in_batch { batch } else { 1 }) * (if apart.in_heads { heads } else { 1 })
+        };
+        let pair_tiles = apart.map_or(0, share) * query_tiles * key_tiles;
+        let pair_sums = self.lowering.scratch(4 * pair_tiles * tiles.columns * KEYS);
+        let pair_turns = self.lowering.scratch(4 * pair_tiles);
+        if pair_tiles > 0 {
+            self.lowering.zero(pair_turns, 4 * pair_tiles);
+        }
+
         let mut parameters = common_parameters(attention, self.lowering);
         parameters.view("output_cotangent", &backward.output_cotangent, attention.dtype, false);
         parameters.scratch("const float", "delta", self.delta);
@@ -149,9 +181,11 @@ impl Gradient<'_, '_> {
             ("row_sums", row_sums),
             ("head_sums", head_sums),
             ("diagonals", diagonals),
+            ("pair_sums", pair_sums),
         ] {
             parameters.scratch("float", name, place);
         }
+        parameters.scratch("int", "pair_turns", pair_turns);
         let mut constants = String::new();
         for (name, view) in
             [("key_cotangent", &backward.key_cotangent), ("value_cotangent", &backward.value_cotangent)]
@@ -160,13 +194,14 @@ impl Gradient<'_, '_> {
             self.cotangent(&mut parameters, name, view.as_ref());
         }
         constants += &constant("bool", "SCORED", backward.joint.is_some());
+        constants += &apart_constants(apart);
         for (name, value) in [
             ("KEY_SUMS", pass.count(Term::Key)),
             ("ROW_SUMS", pass.count(Term::Row)),
             ("HEAD_SUMS", pass.count(Term::Head)),
             ("DIFFERENCES", pass.count(Term::Difference)),
             ("SUMS", pass.count(Term::Sum)),
-            ("SCRATCH", tiles.scratch_floats),
+            ("PAIRS", pass.count(Term::Pair)),
             ("TERM_FLOATS", tiles.term_floats),
             ("PRODUCER_REGISTERS", tiles.producer_registers),
             ("CONSUMER_REGISTERS", tiles.consumer_registers),
@@ -192,6 +227,9 @@ impl Gradient<'_, '_> {
         });
         self.store_queries(tiles, turns, query_sums);
 
+        if let (Some(apart), Some((Term::Pair, reduction))) = (apart, pass.terms.last()) {
+            self.store_pairs(tiles, (apart, pair_tiles), reduction, (pair_turns, pair_sums), totals);
+        }
         let mut numbers = [0; 5];
         for (term, reduction) in &pass.terms {
             let (start, number) = match term {
@@ -201,6 +239,7 @@ impl Gradient<'_, '_> {
                 Term::Difference => (diagonals, numbers[3]),
                 // Differences and sums lie in one array, the differences first.
                 Term::Sum => (diagonals, pass.count(Term::Difference) + numbers[4]),
+                Term::Pair => continue,
             };
             numbers[*term as usize] += 1;
             let shape = &attention.shape;
@@ -213,6 +252,7 @@ impl Gradient<'_, '_> {
                     Order::diagonals(By::Difference, shape, key_tiles, line, base)
                 }
                 Term::Sum => Order::diagonals(By::Sum, shape, key_tiles, line, (0, KEYS as i64)),
+                Term::Pair => continue,
             };
             let start = start + 4 * size(*term) * number;
             captures::scatter(backward, reduction, order, start, totals, self.lowering);
@@ -237,6 +277,7 @@ impl Gradient<'_, '_> {
         let text = format!("typedef {} Element;\n", element(attention.dtype))
             + &constant("int", "VALUE_SIZE", value_size)
             + &constant("int", "COLUMNS", columns)
+            + &constant("bool", "OUTPUT_VECTOR", vectors(&self.backward.output, value_size, DType::F32))
             + &constant("bool", "LOG_SUM_EXP_COTANGENT", cotangent.is_some());
         let comment = "what belongs to each row of scores of an attention's gradient.";
         let source = Source::new("attention_rows", comment, &parameters, &text, &[ROWS]);
@@ -244,6 +285,44 @@ impl Gradient<'_, '_> {
             source,
             blocks: (batch * heads * self.delta_rows).div_ceil(4),
             threads: 128,
+            shared_bytes: 0,
+            arguments: parameters.arguments,
+        });
+    }
+
+    fn store_pairs(
+        &mut self,
+        tiles: &tiles::OnePassTiles,
+        (apart, pair_tiles): (Apart, usize),
+        reduction: &CaptureReduction,
+        (turns, sums): (usize, usize),
+        totals: &[Total],
+    ) {
+        let backward = self.backward;
+        let attention = &backward.attention;
+        let total = &totals[reduction.capture];
+        total.clear(self.lowering);
+        let AttentionShape { heads, queries, keys, .. } = attention.shape;
+        let mut parameters = Parameters::default();
+        for (name, value) in [("heads", heads), ("queries", queries), ("keys", keys)] {
+            parameters.integer(name, value as i64);
+        }
+        parameters.scratch("const int", "turns", turns);
+        parameters.scratch("const float", "sums", sums);
+        parameters.scratch("float", "total", total.place);
+        parameters.tables(&attention.tables);
+        let mut sites = Vec::new();
+        let text = constant("int", "COLUMNS", tiles.columns) + &apart_constants(Some(apart));
+        let tables = &attention.tables;
+        let mut functions = Functions { text, parameters: &mut parameters, sites: &mut sites, tables };
+        functions.places(&[(&reduction.indices, &captures::indexed(backward, reduction), 0)]);
+        let text = functions.text;
+        let comment = "brings the sums of a captured array that pairs own to their places.";
+        let source = Source::new("store_pairs", comment, &parameters, &text, &[STORE_PAIRS]);
+        self.lowering.launch(Launch {
+            source,
+            blocks: pair_tiles * tiles.columns / 8,
+            threads: 256,
             shared_bytes: 0,
             arguments: parameters.arguments,
         });
@@ -276,4 +355,9 @@ impl Gradient<'_, '_> {
             arguments: parameters.arguments,
         });
     }
+}
+
+fn apart_constants(apart: Option<Apart>) -> String {
+    constant("bool", "APART_IN_BATCH", apart.is_some_and(|apart| apart.in_batch))
+        + &constant("bool", "APART_IN_HEADS", apart.is_some_and(|apart| apart.in_heads))
 }
