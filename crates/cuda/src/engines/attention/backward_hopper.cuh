@@ -429,9 +429,11 @@ DEVICE void multiply_and_differentiate(const Parameters& p, const Own& own, cons
     // Slopes to shared memory, for the products that end at queries.
     auto share_slopes = [&](const Left<Element>(&slopes_left)[COLUMNS / 16]) {
         Element* slope_tile = s.slope_tiles + count % 2 * KEYS * COLUMNS;
+        int lane = anew(lane_index());
 #pragma unroll
         for (int i = 0; i < COLUMNS / 4; ++i) {
-            int word = i % 4, row = 16 * warp + g + word % 2 * 8, column = i / 4 * 16 + word / 2 * 8 + 2 * t;
+            int word = i % 4, row = 16 * warp + lane / 4 + word % 2 * 8;
+            int column = i / 4 * 16 + word / 2 * 8 + lane % 4 * 2;
             *(unsigned*)(slope_tile + panel_place<KEYS>(row, column)) = slopes_left[i / 4].words[word];
         }
         publish_to_matrix_units();
@@ -466,86 +468,91 @@ DEVICE void multiply_and_differentiate(const Parameters& p, const Own& own, cons
 
     Tile tile;
     bool more = next(tile), clean = true;
-    while (more) {
-        int stage = count % STAGES, query = tile.number * COLUMNS;
-        Bits admitted = ~(Bits)0;
-        if constexpr (MASKED) {
-            if (tile.state != FULL) {
-                int member = thread % GROUP;
-                const Element *queries = s.query_tiles + stage * COLUMNS * HEAD,
-                              *cotangents = s.cotangent_tiles + stage * COLUMNS * VALUE;
-                clean = !any_in_warpgroup(!keys_clean ||
-                                              panels_hold_nonfinite<COLUMNS * HEAD, GROUP>(queries, member) ||
-                                              panels_hold_nonfinite<COLUMNS * VALUE, GROUP>(cotangents, member),
-                                          group + 1);
-                if (!clean) break;
+    // Sums that no product has touched must not meet those under way: the loop is only entered where there is a tile,
+    // and what it began is waited for where it ends.
+    if (more) {
+#pragma unroll 1
+        do {
+            int stage = count % STAGES, query = tile.number * COLUMNS;
+            Bits admitted = ~(Bits)0;
+            if constexpr (MASKED) {
+                if (tile.state != FULL) {
+                    int member = thread % GROUP;
+                    const Element *queries = s.query_tiles + stage * COLUMNS * HEAD,
+                                  *cotangents = s.cotangent_tiles + stage * COLUMNS * VALUE;
+                    clean = !any_in_warpgroup(!keys_clean ||
+                                                  panels_hold_nonfinite<COLUMNS * HEAD, GROUP>(queries, member) ||
+                                                  panels_hold_nonfinite<COLUMNS * VALUE, GROUP>(cotangents, member),
+                                              group + 1);
+                    if (!clean) break;
+                }
             }
-        }
-        if (tile.state != FULL) admitted = admitted_pairs(p, b, h, query, key, fault);
-        // The matrix units have this tile's work before they are done with the one before.
-        begin_scores(stage);
-        wait_for_products_but<1>();
-        if (count > 0) release(stage ^ 1);
-        begin_slopes(stage);
+            if (tile.state != FULL) admitted = admitted_pairs(p, b, h, query, key, fault);
+            // The matrix units have this tile's work before they are done with the one before.
+            begin_scores(stage);
+            wait_for_products_but<1>();
+            if (count > 0) release(stage ^ 1);
+            begin_slopes(stage);
 
-        const float *log2_sum_exps = s.log2_sum_exps + stage * COLUMNS, *deltas = s.deltas + stage * COLUMNS;
-        float weights[COLUMNS / 8][4], terms[at_least_one(TERMS)][COLUMNS / 8][4];
-        Left<Element> weights_left[COLUMNS / 16], slopes_left[COLUMNS / 16];
-        wait_for_products_but<1>();
-        hold(scores);
-        if (tile.state == FULL) {
-            weigh<false>(p, b, h, query, key, scale, scores, weights, admitted, log2_sum_exps, fault);
-        } else {
-            weigh<true>(p, b, h, query, key, scale, scores, weights, admitted, log2_sum_exps, fault);
-        }
-        round_left(weights, weights_left);
+            const float *log2_sum_exps = s.log2_sum_exps + stage * COLUMNS, *deltas = s.deltas + stage * COLUMNS;
+            float weights[COLUMNS / 8][4], terms[at_least_one(TERMS)][COLUMNS / 8][4];
+            Left<Element> weights_left[COLUMNS / 16], slopes_left[COLUMNS / 16];
+            wait_for_products_but<1>();
+            hold(scores);
+            if (tile.state == FULL) {
+                weigh<false>(p, b, h, query, key, scale, scores, weights, admitted, log2_sum_exps, fault);
+            } else {
+                weigh<true>(p, b, h, query, key, scale, scores, weights, admitted, log2_sum_exps, fault);
+            }
+            round_left(weights, weights_left);
+            wait_for_products_but<0>();
+            hold(slopes);
+            if (tile.state == FULL) {
+                differentiate<false>(p, b, h, query, key, scores, weights, slopes, admitted, deltas, terms, fault);
+            } else {
+                differentiate<true>(p, b, h, query, key, scores, weights, slopes, admitted, deltas, terms, fault);
+            }
+            round_left(slopes, slopes_left);
+            share_slopes(slopes_left);
+            term_sums.add(p, own, b, h, query, terms, count);
+            if constexpr (PAIRS > 0) pass_pairs_on(terms[TERMS - 1]);
+
+            float query_sums[QUERY_BLOCKS][4];
+            unsigned long long queries = further(turned_queries, stage * COLUMNS * HEAD * (int)sizeof(Element));
+            unsigned long long cotangents = further(turned_cotangents, stage * COLUMNS * VALUE * (int)sizeof(Element));
+            unsigned long long of_slopes = further(turned_slopes, count % 2 * KEYS * COLUMNS * (int)sizeof(Element));
+            begin_products();
+#pragma unroll
+            for (int i = 0; i < COLUMNS / 16; ++i) {
+                multiply_left<true>(value_sums, weights_left[i].words, further(cotangents, 16 * i * PANEL_BYTES), Element{});
+            }
+            close_products();
+            // The slopes of both warpgroups are there.
+            meet(3, 2 * GROUP);
+#pragma unroll
+            for (int i = 0; i < KEYS / 16; ++i) {
+                unsigned long long left = further(of_slopes, 16 * i * PANEL_BYTES);
+                unsigned long long right = further(turned_keys, 16 * i * PANEL_BYTES);
+                if (i == 0) begin_panels<true, true>(query_sums, left, right, Element{});
+                else multiply_panels<true, true>(query_sums, left, right, Element{});
+            }
+            close_products();
+#pragma unroll
+            for (int i = 0; i < COLUMNS / 16; ++i) {
+                multiply_left<true>(key_sums, slopes_left[i].words, further(queries, 16 * i * PANEL_BYTES), Element{});
+            }
+            close_products();
+            wait_for_products_but<1>();
+            hold(query_sums);
+            term_sums.finish(p, own, b, h, query, count);
+            pass_on(query_sums);
+            count += 1;
+            more = next(tile);
+        } while (more);
         wait_for_products_but<0>();
-        hold(slopes);
-        if (tile.state == FULL) {
-            differentiate<false>(p, b, h, query, key, scores, weights, slopes, admitted, deltas, terms, fault);
-        } else {
-            differentiate<true>(p, b, h, query, key, scores, weights, slopes, admitted, deltas, terms, fault);
-        }
-        round_left(slopes, slopes_left);
-        share_slopes(slopes_left);
-        term_sums.add(p, own, b, h, query, terms, count);
-        if constexpr (PAIRS > 0) pass_pairs_on(terms[TERMS - 1]);
-
-        float query_sums[QUERY_BLOCKS][4];
-        unsigned long long queries = further(turned_queries, stage * COLUMNS * HEAD * (int)sizeof(Element));
-        unsigned long long cotangents = further(turned_cotangents, stage * COLUMNS * VALUE * (int)sizeof(Element));
-        unsigned long long of_slopes = further(turned_slopes, count % 2 * KEYS * COLUMNS * (int)sizeof(Element));
-        begin_products();
-#pragma unroll
-        for (int i = 0; i < COLUMNS / 16; ++i) {
-            multiply_left<true>(value_sums, weights_left[i].words, further(cotangents, 16 * i * PANEL_BYTES), Element{});
-        }
-        close_products();
-        // The slopes of both warpgroups are there.
-        meet(3, 2 * GROUP);
-#pragma unroll
-        for (int i = 0; i < KEYS / 16; ++i) {
-            unsigned long long left = further(of_slopes, 16 * i * PANEL_BYTES);
-            unsigned long long right = further(turned_keys, 16 * i * PANEL_BYTES);
-            if (i == 0) begin_panels<true, true>(query_sums, left, right, Element{});
-            else multiply_panels<true, true>(query_sums, left, right, Element{});
-        }
-        close_products();
-#pragma unroll
-        for (int i = 0; i < COLUMNS / 16; ++i) {
-            multiply_left<true>(key_sums, slopes_left[i].words, further(queries, 16 * i * PANEL_BYTES), Element{});
-        }
-        close_products();
-        wait_for_products_but<1>();
-        hold(query_sums);
-        term_sums.finish(p, own, b, h, query, count);
-        pass_on(query_sums);
-        count += 1;
-        more = next(tile);
+        hold(key_sums);
+        hold(value_sums);
     }
-    wait_for_products_but<0>();
-    hold(key_sums);
-    hold(value_sums);
     if constexpr (MASKED) {
         // From a tile on that is not finite where pairs are masked out: slowly, and of admitted pairs only.
         if (!clean && count > 0) release(count % STAGES ^ 1);

@@ -23,10 +23,13 @@ DEVICE void load_panels(Element* tile, const Element* from, long long row_stride
             int row = first + i * STEP;
             to[i] = tile + row * 64 + (part % 8 ^ row % 8) * PART;
         }
+#pragma unroll 2
+        for (int i = 0; i < TILE_ROWS / STEP; i += PERIOD) {
 #pragma unroll
-        for (int i = 0; i < TILE_ROWS / STEP; ++i) {
-            copy_16(to[i % PERIOD] + i / PERIOD * PERIOD * STEP * 64, at, true);
-            at += row_stride;
+            for (int j = 0; j < PERIOD; ++j) {
+                copy_16(to[j] + i * STEP * 64, at, true);
+                at += row_stride;
+            }
         }
         return;
     }
@@ -45,10 +48,23 @@ DEVICE int panel_place(int row, int column) {
     return (column / 64 * TILE_ROWS + row) * 64 + (column % 64 / PART ^ row % 8) * PART + column % PART;
 }
 
-// Whether a tile holds an infinity or NaN, among the elements that this thread of THREADS looks at.
+// Whether a tile holds an infinity or NaN, among the elements that this thread of THREADS looks at: one whose bits of
+// the exponent are all ones.
+struct alignas(16) Words {
+    unsigned x[4];
+};
+DEVICE unsigned exponent_bits(bfloat16) { return 0x7f80; }
+DEVICE unsigned exponent_bits(float16) { return 0x7c00; }
 template <int ELEMENTS, int THREADS>
 DEVICE bool panels_hold_nonfinite(const Element* tile, int thread) {
+    static_assert(ELEMENTS % (PART * THREADS) == 0, "each thread looks at as many");
+    unsigned low = exponent_bits(Element{}), high = low << 16;
     bool found = false;
-    for (int i = thread; i < ELEMENTS; i += THREADS) found = found || !(fabsf(to_float(tile[i])) < infinity<float>());
+#pragma unroll 4
+    for (int i = 0; i < ELEMENTS / (PART * THREADS); ++i) {
+        Words words = ((const Words*)tile)[i * THREADS + thread];
+#pragma unroll
+        for (int j = 0; j < 4; ++j) found = found || (words.x[j] & low) == low || (words.x[j] & high) == high;
+    }
     return found;
 }
