@@ -2,10 +2,12 @@
 
 use tilewright_plan::BlockMap;
 
-use super::functions::Functions;
+use super::functions::{Functions, Pairs};
+use super::intervals;
 use super::launch::{Launch, Lowering, Source};
 use super::parameters::Parameters;
 
+const INTERVALS: &str = include_str!("../engines/intervals.cuh");
 const ENGINE: &str = include_str!("../engines/block_map.cuh");
 
 /// Blocks of queries and of keys.
@@ -49,9 +51,13 @@ pub(super) fn lower(map: &BlockMap, lowering: &mut Lowering) {
         parameters: &mut parameters,
         sites: &mut sites,
         tables: &map.tables,
+        pairs: Pairs { sizes: [map.batch, map.heads, map.queries, map.keys], approximate: false },
     };
     functions.mask_program(&map.mask);
-    let text = functions.text;
+    let mut text = functions.text;
+    text += INTERVALS;
+    text += &intervals::write(&map.mask, &map.tables, &mut parameters);
+    text += &format!("constexpr bool FOLLOWED = {};\n", intervals::follows_loads(&map.mask, &map.tables));
     let source = Source::new("block_map", "finds which blocks a mask leaves.", &parameters, &text, &[ENGINE]);
     lowering.program.sites.extend(sites);
     lowering.launch(Launch {

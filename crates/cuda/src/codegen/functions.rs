@@ -1,9 +1,10 @@
 //! The user's functions as device functions of a kernel's text.
 
-use tilewright_plan::attention::Attention;
+use tilewright_plan::attention::{Attention, AttentionShape};
 use tilewright_plan::{Program, Register, Table};
 
 use super::parameters::Parameters;
+use super::ranges::{self, Fact};
 use super::region::{self, Scope, Site};
 
 /// Writes the device functions of one kernel.
@@ -12,6 +13,24 @@ pub(super) struct Functions<'a> {
     pub parameters: &'a mut Parameters,
     pub sites: &'a mut Vec<Site>,
     pub tables: &'a [Table],
+    pub pairs: Pairs,
+}
+
+/// The pairs that functions are evaluated at.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Pairs {
+    /// How many batches, heads, queries and keys there are.
+    pub sizes: [usize; 4],
+    /// Whether what comes of a score is rounded to a half type, so that approximate functions serve.
+    pub approximate: bool,
+}
+
+impl Pairs {
+    /// Of an attention.
+    pub fn of(attention: &Attention) -> Pairs {
+        let AttentionShape { batch, heads, queries, keys, .. } = attention.shape;
+        Pairs { sizes: [batch, heads, queries, keys], approximate: attention.dtype.size() == 2 }
+    }
 }
 
 /// The inputs of a mask, and then the score and its cotangent.
@@ -19,8 +38,29 @@ const INPUTS: [&str; 6] = ["b", "h", "q", "k", "s", "cotangent"];
 
 impl Functions<'_> {
     fn body(&mut self, program: &Program, wanted: &[Register], live: &str) -> region::Text {
+        let facts = ranges::facts(program, &ranges::of_pairs(self.pairs.sizes), self.tables);
+        self.body_knowing(program, wanted, live, &facts, &[])
+    }
+
+    pub fn body_knowing(
+        &mut self,
+        program: &Program,
+        wanted: &[Register],
+        live: &str,
+        facts: &[Fact],
+        given: &[Option<String>],
+    ) -> region::Text {
         let inputs = INPUTS.map(String::from);
-        let scope = Scope { inputs: &inputs, tables: self.tables, live, indent: "    ", prefix: "r" };
+        let scope = Scope {
+            inputs: &inputs,
+            tables: self.tables,
+            live,
+            indent: "    ",
+            prefix: "r",
+            facts,
+            given,
+            approximate: self.pairs.approximate,
+        };
         region::write(program, wanted, scope, self.parameters, self.sites)
     }
 
@@ -92,7 +132,8 @@ impl Functions<'_> {
             text.push_str("    Fault fault;\n    if (!live) return -1;\n");
         }
         for (number, (program, shape, offset)) in programs.iter().enumerate() {
-            let body = self.body(program, &program.results, "true");
+            // Evaluated at coordinates that stand for a key, which need not be within the lengths.
+            let body = self.body_knowing(program, &program.results, "true", &[], &[]);
             let extents = format!("extents_{number}");
             self.parameters.integers(&extents, shape.iter().map(|&extent| extent as i64));
             self.parameters.integer(&format!("offset_{number}"), *offset as i64);

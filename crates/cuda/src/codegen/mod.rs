@@ -8,13 +8,16 @@
 mod attention;
 mod block_map;
 mod functions;
+mod intervals;
 mod launch;
 mod loops;
 mod matmul;
 mod parameters;
+pub mod ranges;
 pub mod region;
 mod scan;
 mod scatter;
+mod stages;
 pub mod tiles;
 mod types;
 

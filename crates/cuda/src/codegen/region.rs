@@ -14,6 +14,7 @@ use tilewright_ir::{Binary, Compare, DType, Scalar, Unary};
 use tilewright_plan::{Kind, Operation, Program, Register, Table};
 
 use super::parameters::Parameters;
+use super::ranges::{self, Fact, Reach};
 use super::types::{loaded, register};
 
 /// One axis of one load: where an index may be out of range.
@@ -26,7 +27,7 @@ pub struct Site {
 }
 
 /// What a program's text refers to.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 pub struct Scope<'a> {
     /// An expression for each input.
     pub inputs: &'a [String],
@@ -38,6 +39,12 @@ pub struct Scope<'a> {
     pub indent: &'a str,
     /// Put before the number of each register.
     pub prefix: &'a str,
+    /// What is known of each register; nothing where there are none.
+    pub facts: &'a [Fact],
+    /// Expressions of registers that stand elsewhere already; nothing where there are none.
+    pub given: &'a [Option<String>],
+    /// Whether the machine's approximate functions serve: where what comes of them is rounded to a half type.
+    pub approximate: bool,
 }
 
 /// A program's text.
@@ -59,8 +66,9 @@ pub fn write(
 ) -> Text {
     let mut needed = vec![false; program.instructions.len()];
     wanted.iter().for_each(|result| needed[result.index()] = true);
+    let given = |number: usize| scope.given.get(number).and_then(Option::as_ref);
     for (number, instruction) in program.instructions.iter().enumerate().rev() {
-        if needed[number] {
+        if needed[number] && given(number).is_none() {
             instruction.operation.operands().iter().for_each(|operand| needed[operand.index()] = true);
         }
     }
@@ -70,6 +78,10 @@ pub fn write(
         let name = format!("{}{number}", scope.prefix);
         if !needed[number] {
             names.push(name);
+            continue;
+        }
+        if let Some(expression) = given(number) {
+            names.push(expression.clone());
             continue;
         }
         let kind = instruction.kind;
@@ -83,7 +95,20 @@ pub fn write(
                 names.push(literal(*constant, kind, parameters));
                 continue;
             }
-            Operation::Unary(function, x) => unary(*function, kind, value(x)),
+            Operation::Unary(function, x) => match approximate(scope, *function, kind) {
+                Some(name) => format!("{name}({})", value(x)),
+                None => unary(*function, kind, value(x)),
+            },
+            Operation::Binary(Binary::Div, x, y) if scope.approximate && kind == Kind::F32 => {
+                match &program.instructions[y.index()].operation {
+                    // A division by a constant is a product with its inverse, where that is a number.
+                    Operation::Constant(divisor) if (1.0 / divisor.to_f64()).is_normal() => {
+                        let inverse = Scalar::Float(1.0 / divisor.to_f64());
+                        format!("{} * {}", value(x), literal(inverse, kind, parameters))
+                    }
+                    _ => format!("divide_approximate({}, {})", value(x), value(y)),
+                }
+            }
             Operation::Binary(function, x, y) => binary(*function, kind, value(x), value(y)),
             Operation::Compare(comparison, x, y) => {
                 format!("{} {} {}", value(x), symbol(*comparison), value(y))
@@ -94,7 +119,15 @@ pub fn write(
             Operation::Cast(x) => cast(program.kind(*x), kind, value(x)),
             Operation::Round(dtype, x) => round(*dtype, value(x)),
             Operation::Load(table, indices) => {
-                let indices: Vec<&str> = indices.iter().map(value).collect();
+                let reaches: Vec<Reach> = indices
+                    .iter()
+                    .zip(&scope.tables[*table].shape)
+                    .map(|(index, &extent)| {
+                        let fact = scope.facts.get(index.index());
+                        fact.map_or(Reach::Unknown, |fact| ranges::reach(fact.range, extent))
+                    })
+                    .collect();
+                let indices: Vec<(&str, Reach)> = indices.iter().map(value).zip(reaches).collect();
                 let read = load(&name, *table, &indices, scope, sites, &mut statements);
                 loaded(scope.tables[*table].dtype, &read)
             }
@@ -108,11 +141,37 @@ pub fn write(
     Text { statements, results }
 }
 
+/// The machine's approximate function, where it serves.
+fn approximate(scope: Scope, function: Unary, kind: Kind) -> Option<&'static str> {
+    let name = match function {
+        Unary::Tanh => "tanh_approximate",
+        Unary::Exp => "exponential_approximate",
+        Unary::Sigmoid => "sigmoid_approximate",
+        Unary::Neg
+        | Unary::Abs
+        | Unary::Sign
+        | Unary::Expm1
+        | Unary::Log
+        | Unary::Log1p
+        | Unary::Sqrt
+        | Unary::Rsqrt
+        | Unary::Sin
+        | Unary::Cos
+        | Unary::Tan
+        | Unary::Erf
+        | Unary::Floor
+        | Unary::Ceil
+        | Unary::Round
+        | Unary::Not => return None,
+    };
+    (scope.approximate && kind == Kind::F32).then_some(name)
+}
+
 /// Writes the place of an element, and gives the expression that reads it if it is there.
 fn load(
     name: &str,
     table: usize,
-    indices: &[&str],
+    indices: &[(&str, Reach)],
     scope: Scope,
     sites: &mut Vec<Site>,
     statements: &mut String,
@@ -120,14 +179,27 @@ fn load(
     let Scope { live, indent, tables, .. } = scope;
     let mut line = |text: String| writeln!(statements, "{indent}{text}").expect("a string takes any text");
     line(format!("bool {name}_inside = {live};"));
-    line(format!("long long {name}_at = 0;"));
-    for (axis, index) in indices.iter().enumerate() {
-        let site = sites.len();
-        line(format!(
-            "locate({index}, p.table_{table}_extents[{axis}], p.table_{table}_strides[{axis}], {site}, \
-             {name}_inside, {name}_at, fault);"
-        ));
-        sites.push(Site { table: tables[table].clone(), axis });
+    let near = !scope.facts.is_empty() && ranges::near(&tables[table]);
+    let ty = if near { "int" } else { "long long" };
+    line(format!("{ty} {name}_at = 0;"));
+    for (axis, (index, reach)) in indices.iter().enumerate() {
+        let [extent, stride] =
+            ["extents", "strides"].map(|what| format!("({ty})p.table_{table}_{what}[{axis}]"));
+        match reach {
+            Reach::Inside => line(format!("{name}_at += ({ty})({index}) * {stride};")),
+            Reach::Wraps => {
+                line(format!(
+                    "{name}_at += (({index}) < 0 ? ({ty})({index}) + {extent} : ({ty})({index})) * {stride};"
+                ));
+            }
+            Reach::Unknown => {
+                let site = sites.len();
+                line(format!(
+                    "locate({index}, {extent}, {stride}, {site}, {name}_inside, {name}_at, fault);"
+                ));
+                sites.push(Site { table: tables[table].clone(), axis });
+            }
+        }
     }
     let zero = match tables[table].dtype {
         DType::BF16 | DType::F16 => format!("{}{{0}}", super::types::element(tables[table].dtype)),

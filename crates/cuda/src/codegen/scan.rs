@@ -393,7 +393,14 @@ impl Writer<'_> {
         depth: usize,
     ) -> Vec<String> {
         let indent = " ".repeat(4 * depth);
-        let scope = Scope { inputs: &inputs, tables: &self.scan.tables, live, indent: &indent, prefix };
+        let scope = Scope {
+            inputs: &inputs,
+            tables: &self.scan.tables,
+            live,
+            indent: &indent,
+            prefix,
+            ..Scope::default()
+        };
         let body = region::write(program, &program.results, scope, self.parameters, &mut self.sites);
         self.text += &body.statements;
         body.results

@@ -92,6 +92,8 @@ pub fn tiles(pass: Pass, needs: Needs, shared_bytes: usize) -> Option<Tiles> {
 /// The tiles of the forward on Hopper: two warpgroups of 64 queries each, two stages of keys and values.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct HopperTiles {
+    /// Warpgroups that multiply, each for 64 queries.
+    pub groups: usize,
     /// Keys of a tile.
     pub columns: usize,
     /// Head size, padded to whole panels.
@@ -106,27 +108,44 @@ pub struct HopperTiles {
     pub shared_bytes: usize,
 }
 
-/// The best tiles of the forward on Hopper; none where they do not fit, or elements have not two bytes.
-pub fn hopper_tiles(needs: Needs, shared_bytes: usize) -> Option<HopperTiles> {
+/// The best tiles of the forward on Hopper, `plain` where there is no score function; none where they do not fit, or elements have not two bytes.
+pub fn hopper_tiles(needs: Needs, plain: bool, shared_bytes: usize) -> Option<HopperTiles> {
     let (head, value) = (needs.head_size.next_multiple_of(64), needs.value_size.next_multiple_of(64));
-    // Of 504 for one thread of each warpgroup. Where the output is large, the copies make do with less.
-    let (producer_registers, consumer_registers) = if value > 128 { (56, 224) } else { (80, 208) };
-    let measured = |columns: usize| {
-        let elements = 128 * head + 2 * columns * (head + value);
-        let panels = if needs.masked { 8 * (16 * (columns + 1) + 64) } else { 0 };
+    let measured = |(groups, columns): (usize, usize)| {
+        // Of 504 for one thread of each of three warpgroups, or 512 for four.
+        let (producer_registers, consumer_registers) = match groups {
+            2 if columns > 128 || value > 192 && !needs.masked => (56, 224),
+            2 => (72, 216),
+            _ => (32, 160),
+        };
+        let elements = 64 * groups * head + 2 * columns * (head + value);
+        let panels = if needs.masked { 4 * groups * 16 * (columns + 8) * 2 } else { 0 };
         // A score, its weight rounded and the output; what the score function holds.
-        let registers = columns / 2 + columns / 4 + value / 2 + 48 + 32 * (needs.numbers - 1);
-        let shared_bytes = 2 * elements + 4 * panels + 9 * 8;
-        let tiles =
-            HopperTiles { columns, head, value, producer_registers, consumer_registers, shared_bytes };
+        let registers = columns / 2 + columns / 4 + value / 2 + 28 + 24 * (needs.numbers - 1);
+        let shared_bytes = 2 * elements + panels + HOPPER_BARRIERS;
+        let tiles = HopperTiles {
+            groups,
+            columns,
+            head,
+            value,
+            producer_registers,
+            consumer_registers,
+            shared_bytes,
+        };
         (tiles, registers)
     };
     let fits = |(tiles, registers): &(HopperTiles, usize)| {
-        tiles.shared_bytes <= shared_bytes && *registers <= consumer_registers
+        tiles.shared_bytes <= shared_bytes && *registers <= tiles.consumer_registers
     };
     let possible = needs.element == 2 && head * value > 0;
-    [128, 64].map(measured).into_iter().find(|found| possible && fits(found)).map(|(tiles, _)| tiles)
+    // Where each pair is looked at by the mask, a tile's bits are to fit a word.
+    let wide = if needs.masked || !plain { 128 } else { 176 };
+    let shapes = [(2, wide), (2, 128), (2, 96), (2, 80), (2, 64), (2, 32)];
+    shapes.into_iter().map(measured).find(|found| possible && fits(found)).map(|(tiles, _)| tiles)
 }
+
+/// Bytes of the barriers and what goes by them.
+const HOPPER_BARRIERS: usize = 8 * 10 + 4 * 6;
 
 /// What the one pass of the gradient on Hopper needs, as far as tiles depend on it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -271,12 +290,13 @@ mod tests {
     #[test]
     fn hopper_has_tiles_for_half_types_up_to_256() {
         for masked in [false, true] {
-            let columns = |size| hopper_tiles(needs(2, size, masked), 227 << 10).map(|tiles| tiles.columns);
+            let columns =
+                |size| hopper_tiles(needs(2, size, masked), false, 227 << 10).map(|tiles| tiles.columns);
             assert_eq!([64, 96, 128].map(columns), [Some(128); 3]);
             assert_eq!([192, 256].map(columns), [Some(64); 2]);
         }
-        assert_eq!(hopper_tiles(needs(4, 64, false), 227 << 10), None);
-        assert_eq!(hopper_tiles(needs(2, 320, false), 227 << 10), None);
+        assert_eq!(hopper_tiles(needs(4, 64, false), true, 227 << 10), None);
+        assert_eq!(hopper_tiles(needs(2, 320, false), true, 227 << 10), None);
     }
 
     #[test]

@@ -65,6 +65,18 @@ DEVICE float exp2_approximate(float x) {
     return y;
 }
 
+// To 2 units in the last place; tanh with a relative error of 2⁻¹¹.
+DEVICE float divide_approximate(float x, float y) {
+    float z;
+    asm("div.full.f32 %0, %1, %2;" : "=f"(z) : "f"(x), "f"(y));
+    return z;
+}
+DEVICE float tanh_approximate(float x) {
+    float y;
+    asm("tanh.approx.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+
 // An element of memory that no thread of the launch writes.
 template <typename T>
 DEVICE T read_only(const T* from) { return __ldg(from); }

@@ -25,6 +25,11 @@ DEVICE void close_copies() { asm volatile("cp.async.commit_group;" ::: "memory")
 template <int N>
 DEVICE void wait_for_copies_but() { asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory"); }
 
+// Asynchronous copy of 16 bytes to shared memory.
+DEVICE void copy_16(void* to, const void* from) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared_address(to)), "l"(from) : "memory");
+}
+
 // Lets the matrix units see what this thread wrote to shared memory.
 DEVICE void publish_to_matrix_units() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 
@@ -132,3 +137,55 @@ DEVICE bool any_in_named(bool x) {
     return any != 0;
 }
 DEVICE bool any_in_warpgroup(bool x, int number) { return number == 1 ? any_in_named<1>(x) : any_in_named<2>(x); }
+
+// The same in two steps, so that the places of a warp's panels are sums in the registers that a warp shares: a place is a
+// sixteenth of an address, the same in all lanes. `leading` is the distance of panels of 64 columns, where the rows of an
+// operand are its depth.
+DEVICE unsigned place_of(const void* start) { return __shfl_sync(~0u, shared_address(start) >> 4, 0); }
+template <int LEADING, int STRIDE>
+DEVICE unsigned long long panels_at(unsigned place) {
+    unsigned low = place | LEADING / 16 << 16, high = 1 << 30 | STRIDE / 16;
+    return (unsigned long long)high << 32 | low;
+}
+
+// Keeps what a product reads until here, where it is waited for.
+template <int N>
+DEVICE void pin(unsigned (&x)[N][4]) {
+#pragma unroll
+    for (int i = 0; i < 4 * N; ++i) asm volatile("" : "+r"(x[i / 4][i % 4])::"memory");
+}
+
+// Powers of two and sums in the order that they are asked for, and the end of those that x, not negative, is made of
+// before what follows: the assembler moves a wait ahead of arithmetic on which it does not depend, but not ahead of this.
+DEVICE float exp2_in_order(float x) {
+    float y;
+    asm volatile("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+DEVICE float add_in_order(float x, float y) {
+    float z;
+    asm volatile("add.f32 %0, %1, %2;" : "=f"(z) : "f"(x), "f"(y));
+    return z;
+}
+DEVICE void finish(float x) { asm volatile("{ .reg .pred never; setp.lt.f32 never, %0, 0f00000000; @never trap; }" ::"f"(x)); }
+
+// One arrival of this warp, after all of its lanes.
+DEVICE void arrive_once(unsigned long long* barrier) {
+    sync_warp();
+    if (threadIdx.x % 32 == 0) arrive(barrier);
+}
+
+// Warpgroups take turns: one waits for its turn, which another gives.
+DEVICE void wait_turn(int group) { asm volatile("barrier.cta.sync %0, 256;" ::"r"(group + 4) : "memory"); }
+DEVICE void give_turn(int group) { asm volatile("barrier.cta.arrive %0, 256;" ::"r"(group + 4) : "memory"); }
+
+// The greater; NaN if either is.
+DEVICE float greater(float x, float y) {
+    float z;
+    asm("max.NaN.f32 %0, %1, %2;" : "=f"(z) : "f"(x), "f"(y));
+    return z;
+}
+
+// What is read and written at once: 16 and 8 bytes.
+struct __align__(16) Words { unsigned words[4]; };
+struct __align__(8) TwoFloats { float x[2]; };

@@ -50,7 +50,7 @@ struct Block {
     std::vector<int> idle;  // waiting for another thread to change something
     bool last_first = false;
     Group all;
-    std::vector<Group> warps, warpgroups, named;
+    std::vector<Group> warps, warpgroups, named, turns;
     int current = 0;
     Place scheduler;
     unsigned char* shared = nullptr;
@@ -97,6 +97,22 @@ void meet(Group& group, F work) {
     group.waiting.clear();
 }
 
+// A barrier that so many threads come to, of which only some wait. The next phase's may come before those of this one
+// went on: who waits is let go when the last comes.
+inline void meet_of(Group& group, int size, bool waits) {
+    int me = block.current;
+    group.arrived += 1;
+    bool last = group.arrived == size;
+    if (last) {
+        group.arrived = 0;
+        block.ready.insert(group.waiting.begin(), group.waiting.end());
+        group.waiting.clear();
+    } else if (waits) {
+        group.waiting.push_back(me);
+        suspend();
+    }
+}
+
 // Lets others go on, for one that waits for them to change something.
 inline void wait_a_while() {
     block.idle.push_back(block.current);
@@ -128,6 +144,7 @@ inline void run_block(void (*kernel)(const void*), const void* parameters, long 
     block.warps.assign((threads + 31) / 32, Group{32});
     block.warpgroups.assign((threads + 127) / 128, Group{128});
     block.named.assign(16, Group{});
+    block.turns.assign(8, Group{});
     block.ready.clear();
     block.idle.clear();
     for (int i = threads - 1; i >= 0; --i) {

@@ -73,5 +73,22 @@ inline void multiply_left(float (&sums)[BLOCKS][4], const unsigned (&left)[4], u
         });
 }
 
+// As `multiply_registers`, of as many columns as there are sums.
+template <typename E, int BLOCKS>
+inline void multiply_weights_of(float (&sums)[BLOCKS][4], const unsigned (&left)[4], unsigned long long right) {
+    GroupProduct mine = {};
+    for (int i = 0; i < 8; ++i) mine.left[i] = to_float(E{(unsigned short)(left[i / 2] >> 16 * (i % 2))});
+    mine.right_panel = right;
+    mine.keep = true;
+    multiply_group<BLOCKS>(
+        sums, mine,
+        [](auto& all, int row, int depth) {
+            int lane = row % 8 * 4 + depth % 8 / 2;
+            return all[row / 16 * 32 + lane].left[depth / 8 * 4 + row % 16 / 8 * 2 + depth % 2];
+        },
+        [](auto& all, int depth, int column) { return panel_read<E>(all[0].right_panel, depth, column); });
+}
+
+#define multiply_weights multiply_weights_of<Element>
 #define multiply_shared multiply_shared_of<Element>
 #define multiply_registers multiply_registers_of<Element>

@@ -55,6 +55,9 @@ DEVICE float round_tf32(float x) {
     return float_of_bits((bits + 0x1000) & ~0x1fffu);
 }
 DEVICE float exp2_approximate(float x) { return exp2f(x); }
+DEVICE float divide_approximate(float x, float y) { return x / y; }
+// With as large an error as the machine's may have.
+DEVICE float tanh_approximate(float x) { return fminf(fmaxf(tanhf(x) * (1 + 0x1p-11f), -1), 1); }
 
 template <typename T>
 DEVICE T read_only(const T* from) { return *from; }
@@ -127,16 +130,17 @@ DEVICE void copy_16(void* to, const void* from, bool inside) {
     if (inside) memcpy(to, from, 16);
     else memset(to, 0, 16);
 }
+DEVICE void copy_16(void* to, const void* from) { copy_16(to, from, true); }
 DEVICE void wait_for_copies() {}
 
-struct Words {
+struct MatrixWords {
     unsigned words[4];
 };
 
 template <bool TRANSPOSED>
 DEVICE void load_matrices_of(unsigned (&words)[4], const void* row) {
     if (reinterpret_cast<size_t>(row) % 16 != 0) host::fail("a matrix row that is not aligned");
-    Words found = together<const void*, Words>(row, [](auto& given, auto& got) {
+    MatrixWords found = together<const void*, MatrixWords>(row, [](auto& given, auto& got) {
         for (int lane = 0; lane < 32; ++lane) {
             for (int matrix = 0; matrix < 4; ++matrix) {
                 unsigned short pair[2];
@@ -289,6 +293,23 @@ DEVICE bool any_in_warpgroup(bool x, int) {
     return result[group];
 }
 
+template <int N>
+DEVICE void pin(unsigned (&)[N][4]) {}
+DEVICE float exp2_in_order(float x) { return exp2f(x); }
+DEVICE float add_in_order(float x, float y) { return x + y; }
+DEVICE void finish(float x) {
+    if (x < 0) host::fail("a sum of weights below zero");
+}
+DEVICE void arrive_once(unsigned long long* barrier) {
+    sync_warp();
+    if (host::lane() == 0) arrive(barrier);
+}
+DEVICE void wait_turn(int group) { host::meet_of(host::block.turns[group], 256, true); }
+DEVICE void give_turn(int group) { host::meet_of(host::block.turns[group], 256, false); }
+DEVICE float greater(float x, float y) { return x != x || x > y ? x : y; }
+struct alignas(16) Words { unsigned words[4]; };
+struct alignas(8) TwoFloats { float x[2]; };
+
 // Of the machine's descriptor: the address in shared memory, the bytes between groups of 8 rows, and those between
 // panels; the latter two in units of 16.
 DEVICE unsigned long long descriptor(const void* start, int stride, int between) {
@@ -297,6 +318,11 @@ DEVICE unsigned long long descriptor(const void* start, int stride, int between)
 }
 DEVICE unsigned long long panel_of(const void* start, int stride) { return descriptor(start, stride, 0); }
 DEVICE unsigned long long turned_panels(const void* start, int between) { return descriptor(start, 1024, between); }
+DEVICE unsigned place_of(const void* start) { return ((const unsigned char*)start - host::block.shared) / 16; }
+template <int LEADING, int STRIDE>
+DEVICE unsigned long long panels_at(unsigned place) {
+    return descriptor(host::block.shared + place * 16ull, STRIDE, LEADING);
+}
 DEVICE unsigned long long further(unsigned long long panel, int bytes) { return panel + bytes; }
 template <typename E>
 DEVICE float panel_read(unsigned long long panel, int row, int column) {
@@ -312,13 +338,13 @@ DEVICE float panel_read(unsigned long long panel, int row, int column) {
 
 // What a thread gives to a product of its warpgroup.
 struct GroupProduct {
-    float sums[64];
+    float sums[128];
     float left[8];
     unsigned long long left_panel, right_panel;
     bool keep;
 };
 struct GroupSums {
-    float x[64];
+    float x[128];
 };
 
 // `left(row, depth)` and `right(depth, column)` of what the threads gave.

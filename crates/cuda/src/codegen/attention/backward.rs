@@ -201,7 +201,13 @@ impl Gradient<'_, '_> {
         text += &constant("int", "TERMS", terms.len());
         text += &constants;
         let mut sites = Vec::new();
-        let mut functions = Functions { text, parameters, sites: &mut sites, tables: &attention.tables };
+        let mut functions = Functions {
+            text,
+            parameters,
+            sites: &mut sites,
+            tables: &attention.tables,
+            pairs: Pairs::of(attention),
+        };
         functions.mask(attention);
         functions.score(backward.joint.as_ref());
         let results: Vec<usize> = terms.iter().map(|term| term.result).collect();

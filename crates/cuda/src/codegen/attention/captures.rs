@@ -182,7 +182,13 @@ pub(super) fn scatter(
     for (name, by) in [("BY_ROW", By::Row), ("BY_DIFFERENCE", By::Difference), ("BY_SUM", By::Sum)] {
         text += &constant("bool", name, by == order.by);
     }
-    let mut functions = Functions { text, parameters: &mut parameters, sites: &mut sites, tables };
+    let mut functions = Functions {
+        text,
+        parameters: &mut parameters,
+        sites: &mut sites,
+        tables,
+        pairs: Pairs::of(&backward.attention),
+    };
     functions.places(&[(&reduction.indices, &indexed(backward, reduction), 0)]);
     let text = functions.text;
     let comment = "sums by a key, and their places in a captured array.";

@@ -16,7 +16,7 @@ use tilewright_plan::{AttentionForward, Operation, View};
 
 use super::FRAGMENTS;
 use super::block_map;
-use super::functions::Functions;
+use super::functions::{Functions, Pairs};
 use super::launch::{Launch, Lowering, Source, Target, unsupported};
 use super::parameters::{Argument, Parameters};
 use super::tiles::{self, HopperTiles, Needs, Pass, Tiles};
@@ -27,6 +27,7 @@ pub(super) use backward::lower as backward;
 const TILES: &str = include_str!("../../engines/attention/tiles.cuh");
 const SOFTMAX: &str = include_str!("../../engines/attention/softmax.cuh");
 const MACHINE_HOPPER: &str = include_str!("../../engines/machine_hopper.cuh");
+const SOFTMAX_HOPPER: &str = include_str!("../../engines/attention/softmax_hopper.cuh");
 const FORWARD_HOPPER: &str = include_str!("../../engines/attention/forward_hopper.cuh");
 const FORWARD: &str = include_str!("../../engines/attention/forward.cuh");
 
@@ -38,20 +39,38 @@ pub(super) fn forward(forward: &AttentionForward, lowering: &mut Lowering) -> Re
     let reads = forward.score.iter().flat_map(|score| &score.instructions);
     let reads = reads.into_iter().any(|instruction| matches!(instruction.operation, Operation::Load(..)));
     let needs = needs(attention, 1 + usize::from(reads))?;
-    let hopper = hopper_tiles(attention, needs, lowering.target);
+    let plain = forward.score.is_none() && attention.scale > 0.0;
+    let hopper = hopper_tiles(attention, needs, plain, lowering.target);
     let mut parameters = common_parameters(attention, lowering);
     parameters.view("output", &forward.output, attention.dtype, true);
     optional(&mut parameters, "unrounded", forward.unrounded.as_ref(), 4, true);
     optional(&mut parameters, "log_sum_exp", forward.log_sum_exp.as_ref(), 3, true);
     optional(&mut parameters, "maximum", forward.maximum.as_ref(), 3, true);
     let tiles = match hopper {
-        Some(HopperTiles { columns, head, value, shared_bytes, consumer_registers: registers, .. }) => {
-            Tiles { warps: 8, columns, slices: 1, head, value, shared_bytes, registers }
+        Some(tiles) => {
+            let HopperTiles {
+                groups, columns, head, value, shared_bytes, consumer_registers: registers, ..
+            } = tiles;
+            Tiles { warps: 4 * groups, columns, slices: 1, head, value, shared_bytes, registers }
         }
         None => choose(Pass::Forward, needs, lowering)?,
     };
     let mut constants = common_constants(attention, &tiles);
+    let rows = 16 * tiles.warps;
+    let items = batch * heads * queries.div_ceil(rows);
     if let Some(tiles) = hopper {
+        let AttentionShape { value_size, .. } = attention.shape;
+        parameters.integer("items", items as i64);
+        constants += &constant("int", "GROUPS", tiles.groups);
+        constants += &constant("bool", "PLAIN", plain);
+        let map = attention.block_map.and_then(|slot| lowering.block_maps[slot]);
+        let (rows, columns) = map.map_or((1, 1), |(map, _)| (map.query_block, map.key_block));
+        constants += &constant("int", "MAP_ROWS", rows);
+        constants += &constant("int", "MAP_COLUMNS", columns);
+        let whole = vectors(&forward.output, value_size, attention.dtype);
+        constants += &constant("bool", "OUTPUT_VECTOR", whole);
+        let whole = forward.unrounded.as_ref().is_some_and(|view| vectors(view, value_size, DType::F32));
+        constants += &constant("bool", "UNROUNDED_VECTOR", whole);
         constants += &constant("int", "PRODUCER_REGISTERS", tiles.producer_registers);
         constants += &constant("int", "CONSUMER_REGISTERS", tiles.consumer_registers);
     }
@@ -64,19 +83,26 @@ pub(super) fn forward(forward: &AttentionForward, lowering: &mut Lowering) -> Re
         parameters: &mut parameters,
         sites: &mut sites,
         tables: &attention.tables,
+        pairs: Pairs::of(attention),
     };
     functions.mask(attention);
     functions.score(forward.score.as_ref());
+    if hopper.is_some() {
+        functions.staged_score(forward.score.as_ref());
+    }
     let text = functions.text;
-    let rows = 16 * tiles.warps;
     let comment = format!(
         "attention of {} with head size {} and value size {}, in tiles of {rows} queries and {} keys.",
         attention.dtype, attention.shape.head_size, attention.shape.value_size, tiles.columns
     );
     let (source, threads) = if hopper.is_some() {
-        let engine = [FRAGMENTS, TILES, SOFTMAX, FORWARD_HOPPER];
+        let engine = [FRAGMENTS, TILES, SOFTMAX_HOPPER, FORWARD_HOPPER];
         let source = Source::new("attention_forward_hopper", &comment, &parameters, &text, &engine);
-        let instructions = wgmma::instructions(attention.dtype, tiles.columns);
+        let instructions = wgmma::instructions(
+            attention.dtype,
+            tiles.columns,
+            attention.shape.value_size.next_multiple_of(8),
+        );
         // One more warpgroup brings the tiles.
         (source.with_instructions(format!("{MACHINE_HOPPER}\n{instructions}")), 32 * tiles.warps + 128)
     } else {
@@ -86,7 +112,7 @@ pub(super) fn forward(forward: &AttentionForward, lowering: &mut Lowering) -> Re
     lowering.program.sites.extend(sites);
     lowering.launch(Launch {
         source,
-        blocks: batch * heads * queries.div_ceil(rows),
+        blocks: items,
         threads,
         shared_bytes: tiles.shared_bytes,
         arguments: parameters.arguments,
@@ -96,14 +122,14 @@ pub(super) fn forward(forward: &AttentionForward, lowering: &mut Lowering) -> Re
 
 /// The tiles for Hopper's own instructions, where they serve: rows that can be copied 16 bytes at a time, and
 /// more queries than one warpgroup's.
-fn hopper_tiles(attention: &Attention, needs: Needs, target: Target) -> Option<HopperTiles> {
+fn hopper_tiles(attention: &Attention, needs: Needs, plain: bool, target: Target) -> Option<HopperTiles> {
     let AttentionShape { queries, head_size, value_size, .. } = attention.shape;
     let views = [(&attention.query, head_size), (&attention.key, head_size), (&attention.value, value_size)];
     let whole = views.into_iter().all(|(view, size)| vectors(view, size, attention.dtype));
     if target.capability != 90 || queries <= 64 || !whole {
         return None;
     }
-    tiles::hopper_tiles(needs, target.shared_bytes)
+    tiles::hopper_tiles(needs, plain, target.shared_bytes)
 }
 
 /// What tiles depend on, of a pass that holds so many numbers of a pair at once.

@@ -3,9 +3,9 @@
 
 use tilewright_ir::DType;
 
-/// `multiply_shared` (both operands in panels, sums of `columns`) and `multiply_registers` (left operand in
-/// registers, 64 columns, the right operand's rows along the depth).
-pub(super) fn instructions(dtype: DType, columns: usize) -> String {
+/// `multiply_shared` (both operands in panels, sums of `columns`) and `multiply_weights` (left operand in registers,
+/// sums of `width`, the right operand's rows along the depth).
+pub(super) fn instructions(dtype: DType, columns: usize, width: usize) -> String {
     let dtype = dtype.name();
     let names = |count: usize| (0..count).map(|i| format!("%{i}")).collect::<Vec<_>>().join(", ");
     let sums = |count: usize| {
@@ -13,23 +13,30 @@ pub(super) fn instructions(dtype: DType, columns: usize) -> String {
     };
     let count = columns / 2;
     let (left, right, keep) = (count, count + 1, count + 2);
+    let few = width / 2;
     format!(
         "// sums[64 × {columns}] = left · rightᵀ, plus the sums where they are kept: 16 deep.\n\
          DEVICE void multiply_shared(float (&sums)[{blocks}][4], unsigned long long left, unsigned long long right, \
          bool keep) {{\n    asm volatile(\n        \"{{ .reg .pred keep; setp.ne.b32 keep, %{keep}, 0;\\n\"\n        \
          \"wgmma.mma_async.sync.aligned.m64n{columns}k16.f32.{dtype}.{dtype} {{{all}}}, %{left}, %{right}, keep, 1, \
          1, 0, 0; }}\"\n        : {outputs}\n        : \"l\"(left), \"l\"(right), \"r\"((int)keep));\n}}\n\
-         // sums[64 × 64] += left · right: 16 deep.\n\
-         DEVICE void multiply_registers(float (*sums)[4], const unsigned (&left)[4], unsigned long long right) \
-         {{\n    asm volatile(\n        \"{{ .reg .pred keep; setp.eq.b32 keep, 0, 0;\\n\"\n        \
-         \"wgmma.mma_async.sync.aligned.m64n64k16.f32.{dtype}.{dtype} {{{some}}}, {{%32, %33, %34, %35}}, %36, keep, \
-         1, 1, 1; }}\"\n        : {few}\n        : \"r\"(left[0]), \"r\"(left[1]), \"r\"(left[2]), \"r\"(left[3]), \
-         \"l\"(right));\n}}\n",
+         // sums[64 × {width}] += left · right: 16 deep.\n\
+         DEVICE void multiply_weights(float (&sums)[{few_blocks}][4], const unsigned (&left)[4], \
+         unsigned long long right) {{\n    asm volatile(\n        \
+         \"{{ .reg .pred keep; setp.eq.b32 keep, 0, 0;\\n\"\n        \
+         \"wgmma.mma_async.sync.aligned.m64n{width}k16.f32.{dtype}.{dtype} {{{some}}}, {{%{few}, %{second}, %{third}, \
+         %{fourth}}}, %{panel}, keep, 1, 1, 1; }}\"\n        : {few_outputs}\n        : \"r\"(left[0]), \
+         \"r\"(left[1]), \"r\"(left[2]), \"r\"(left[3]), \"l\"(right));\n}}\n",
         blocks = columns / 8,
         all = names(count),
         outputs = sums(count),
-        some = names(32),
-        few = sums(32),
+        few_blocks = width / 8,
+        some = names(few),
+        second = few + 1,
+        third = few + 2,
+        fourth = few + 3,
+        panel = few + 4,
+        few_outputs = sums(few),
     )
 }
 

@@ -366,6 +366,7 @@ impl Writer<'_> {
             live: "true",
             indent: &indent,
             prefix: &prefix,
+            ..Scope::default()
         };
         let body =
             region::write(&phase.program, &phase.program.results, scope, self.parameters, &mut self.sites);

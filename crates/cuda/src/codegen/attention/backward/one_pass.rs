@@ -314,7 +314,8 @@ impl Gradient<'_, '_> {
         let mut sites = Vec::new();
         let text = constant("int", "COLUMNS", tiles.columns) + &apart_constants(Some(apart));
         let tables = &attention.tables;
-        let mut functions = Functions { text, parameters: &mut parameters, sites: &mut sites, tables };
+        let pairs = Pairs::of(attention);
+        let mut functions = Functions { text, parameters: &mut parameters, sites: &mut sites, tables, pairs };
         functions.places(&[(&reduction.indices, &captures::indexed(backward, reduction), 0)]);
         let text = functions.text;
         let comment = "brings the sums of a captured array that pairs own to their places.";
