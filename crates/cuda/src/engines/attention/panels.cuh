@@ -50,9 +50,6 @@ DEVICE int panel_place(int row, int column) {
 
 // Whether a tile holds an infinity or NaN, among the elements that this thread of THREADS looks at: one whose bits of
 // the exponent are all ones.
-struct alignas(16) Words {
-    unsigned x[4];
-};
 DEVICE unsigned exponent_bits(bfloat16) { return 0x7f80; }
 DEVICE unsigned exponent_bits(float16) { return 0x7c00; }
 template <int ELEMENTS, int THREADS>
@@ -64,7 +61,7 @@ DEVICE bool panels_hold_nonfinite(const Element* tile, int thread) {
     for (int i = 0; i < ELEMENTS / (PART * THREADS); ++i) {
         Words words = ((const Words*)tile)[i * THREADS + thread];
 #pragma unroll
-        for (int j = 0; j < 4; ++j) found = found || (words.x[j] & low) == low || (words.x[j] & high) == high;
+        for (int j = 0; j < 4; ++j) found = found || (words.words[j] & low) == low || (words.words[j] & high) == high;
     }
     return found;
 }
