@@ -10,8 +10,17 @@ use super::types::{element, loaded, stored};
 
 const ENGINE: &str = include_str!("../engines/scatter.cuh");
 
-/// Columns of a warp's part of a row.
+/// Rows and columns that a block owns, and updates that it has room for.
+const ROWS: usize = 32;
 const COLUMNS: usize = 256;
+const LIST: usize = 2048;
+
+/// So many blocks keep a GPU busy: where there are fewer, updates are cut into parts. A number of the engine's, not of
+/// a GPU's, so that results do not depend on which it is.
+const ENOUGH_BLOCKS: usize = 528;
+
+/// Bytes that the sums of parts may take.
+const PARTS: usize = 64 << 20;
 
 pub(super) fn lower(scatter: &ScatterAdd, lowering: &mut Lowering) -> Result<()> {
     let ScatterAdd { space, indexed, tail, indices, dtype, updates, output, origin } = scatter;
@@ -22,9 +31,13 @@ pub(super) fn lower(scatter: &ScatterAdd, lowering: &mut Lowering) -> Result<()>
         DType::Bool => return Err(unsupported("a sum of truth values")),
     };
     let [count, rows, columns] = [space, indexed, tail].map(|extents| extents.iter().product::<usize>());
+    let blocks = rows.div_ceil(ROWS) * columns.div_ceil(COLUMNS);
+    let parts =
+        (ENOUGH_BLOCKS / blocks.max(1)).min(count / LIST).min(PARTS / (8 * rows * columns).max(1)).max(1);
     let targets = lowering.scratch(8 * count);
+    let sums = lowering.scratch(if parts > 1 { 8 * parts * rows * columns } else { 0 });
     let mut parameters = Parameters::default();
-    for (name, value) in [("updates_count", count), ("rows", rows), ("columns", columns)] {
+    for (name, value) in [("updates_count", count), ("rows", rows), ("columns", columns), ("parts", parts)] {
         parameters.integer(name, value as i64);
     }
     for (name, extents) in [("space", space), ("indexed", indexed), ("tail", tail)] {
@@ -33,6 +46,7 @@ pub(super) fn lower(scatter: &ScatterAdd, lowering: &mut Lowering) -> Result<()>
     parameters.view("updates", updates, *dtype, false);
     parameters.view("output", output, *dtype, true);
     parameters.scratch("long long", "targets", targets);
+    parameters.scratch("unsigned char", "sums", sums);
     parameters.faults(lowering.program.sites.len());
     let mut target = String::new();
     for (axis, (view, dtype)) in indices.iter().enumerate() {
@@ -85,14 +99,15 @@ pub(super) fn lower(scatter: &ScatterAdd, lowering: &mut Lowering) -> Result<()>
         place(space.len()..space.len() + tail.len()),
     );
     let comment = "sums of updates at computed rows.";
-    let launches = [
-        ("scatter_targets", count.div_ceil(256), 256),
-        ("scatter_add", (rows * columns.div_ceil(COLUMNS)).div_ceil(4), 128),
-    ];
-    for (entry, blocks, threads) in launches {
+    let mut launches =
+        vec![("scatter_targets", count.div_ceil(256), 0), ("scatter_add", blocks * parts, 5 * LIST + 64)];
+    if parts > 1 {
+        launches.push(("scatter_parts", (rows * columns).div_ceil(256), 0));
+    }
+    for (entry, blocks, shared_bytes) in launches {
         let source = Source::new(entry, comment, &parameters, &text, &[ENGINE]);
         let arguments = parameters.arguments.clone();
-        lowering.launch(Launch { source, blocks, threads, shared_bytes: 0, arguments });
+        lowering.launch(Launch { source, blocks, threads: 256, shared_bytes, arguments });
     }
     Ok(())
 }

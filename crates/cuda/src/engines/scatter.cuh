@@ -1,5 +1,8 @@
-// Scattered sums without atomics: a warp owns a row of the output, 8 columns a lane; it walks the targets of all
-// updates and adds those that are its own, in their order.
+// Scattered sums without atomics: a block owns some rows of the output and 256 columns of them. It collects the updates
+// that go there, in their order, and its warps add up those of a row each. Where there are many updates for few rows,
+// a block takes a part of the updates only, and the parts' sums are added in their order.
+
+constexpr int ROWS = 32, THREADS = 256, WARPS = THREADS / 32, LANE_COLUMNS = 8, LIST = 2048;
 
 KERNEL void __launch_bounds__(256) scatter_targets(const __grid_constant__ Parameters p) {
     long long update = block_index() * 256 + thread_index();
@@ -11,29 +14,84 @@ KERNEL void __launch_bounds__(256) scatter_targets(const __grid_constant__ Param
     report(fault, p.fault, p.first_site);
 }
 
-KERNEL void __launch_bounds__(128) scatter_add(const __grid_constant__ Parameters p) {
-    constexpr int LANE_COLUMNS = 8;
-    long long chunks = (p.columns + 32 * LANE_COLUMNS - 1) / (32 * LANE_COLUMNS);
-    long long unit = block_index() * 4 + warp_index(), row = unit / chunks;
-    if (row >= p.rows) return;
-    long long first = unit % chunks * 32 * LANE_COLUMNS + lane_index();
-    Sum sums[LANE_COLUMNS] = {};
-    for (long long i = 0; i < p.updates_count; i += 32) {
-        long long mine = i + lane_index();
-        unsigned hits = ballot(mine < p.updates_count && p.targets[mine] == row);
-        for (int lane = 0; lane < 32; ++lane) {
-            if (!(hits >> lane & 1)) continue;
-            long long start = update_place(p, i + lane);
-#pragma unroll
-            for (int j = 0; j < LANE_COLUMNS; ++j) {
-                long long column = first + 32 * j;
-                if (column < p.columns) sums[j] += value_of(p.updates[start + column_place(p, column)]);
-            }
-        }
-    }
+struct Shared {
+    int counts[WARPS];
+    int update[LIST];
+    unsigned char row[LIST];
+};
+
+DEVICE void add_update(const Parameters& p, Sum (&sums)[LANE_COLUMNS], long long update, long long first) {
+    long long start = update_place(p, update);
 #pragma unroll
     for (int j = 0; j < LANE_COLUMNS; ++j) {
         long long column = first + 32 * j;
-        if (column < p.columns) p.output[row * p.columns + column] = rounded(sums[j]);
+        if (column < p.columns) sums[j] += value_of(p.updates[start + column_place(p, column)]);
     }
+}
+
+KERNEL void __launch_bounds__(THREADS) scatter_add(const __grid_constant__ Parameters p) {
+    Shared& shared = *(Shared*)shared_memory();
+    long long chunks = (p.columns + 32 * LANE_COLUMNS - 1) / (32 * LANE_COLUMNS);
+    long long part = block_index() % p.parts, unit = block_index() / p.parts;
+    long long first_column = unit % chunks * 32 * LANE_COLUMNS + lane_index(), first_row = unit / chunks * ROWS;
+    long long length = (p.updates_count + p.parts - 1) / p.parts;
+    long long begin = part * length, end = min_of(begin + length, p.updates_count);
+    // The updates that are the block's own, as many as there is room for.
+    int total = 0;
+    for (long long base = begin; base < end; base += THREADS) {
+        long long mine = base + thread_index(), row = mine < end ? p.targets[mine] - first_row : -1;
+        bool hit = row >= 0 && row < ROWS;
+        if (!any_thread(hit)) continue;
+        unsigned hits = ballot(hit);
+        if (lane_index() == 0) shared.counts[warp_index()] = count_bits(hits);
+        sync_threads();
+        int place = total + count_bits(hits & ((1u << lane_index()) - 1));
+        for (int warp = 0; warp < WARPS; ++warp) {
+            if (warp < warp_index()) place += shared.counts[warp];
+            total += shared.counts[warp];
+        }
+        if (hit && place < LIST) {
+            shared.update[place] = (int)(mine - begin);
+            shared.row[place] = (unsigned char)row;
+        }
+        sync_threads();
+    }
+    sync_threads();
+    for (int i = warp_index(); i < ROWS; i += WARPS) {
+        long long row = first_row + i;
+        if (row >= p.rows) break;
+        Sum sums[LANE_COLUMNS] = {};
+        if (total <= LIST) {
+            for (int base = 0; base < total; base += 32) {
+                int mine = base + lane_index();
+                unsigned hits = ballot(mine < total && shared.row[min_of(mine, LIST - 1)] == i);
+                for (int lane = 0; lane < 32; ++lane) {
+                    if (hits >> lane & 1) add_update(p, sums, begin + shared.update[base + lane], first_column);
+                }
+            }
+        } else {
+            for (long long base = begin; base < end; base += 32) {
+                long long mine = base + lane_index();
+                unsigned hits = ballot(mine < end && p.targets[min_of(mine, end - 1)] == row);
+                for (int lane = 0; lane < 32; ++lane) {
+                    if (hits >> lane & 1) add_update(p, sums, base + lane, first_column);
+                }
+            }
+        }
+#pragma unroll
+        for (int j = 0; j < LANE_COLUMNS; ++j) {
+            long long column = first_column + 32 * j, place = row * p.columns + column;
+            if (column >= p.columns) continue;
+            if (p.parts == 1) p.output[place] = rounded(sums[j]);
+            else ((Sum*)p.sums)[part * p.rows * p.columns + place] = sums[j];
+        }
+    }
+}
+
+KERNEL void __launch_bounds__(256) scatter_parts(const __grid_constant__ Parameters p) {
+    long long place = block_index() * 256 + thread_index(), elements = p.rows * p.columns;
+    if (place >= elements) return;
+    Sum sum = 0;
+    for (long long part = 0; part < p.parts; ++part) sum += ((const Sum*)p.sums)[part * elements + place];
+    p.output[place] = rounded(sum);
 }

@@ -159,3 +159,29 @@ fn runs_of_strided_and_padded_arrays() {
     }
     check(&cases);
 }
+
+/// Updates of a table: few rows that many go to, more rows than a block owns, more updates for a block than it keeps,
+/// and parts.
+#[test]
+fn scattered_sums() {
+    let text = "graph(%x: T[<A>, <B>], %i: i32[<C>]) -> (%y) { %y = gather %x, %i }";
+    let mut cases = Vec::new();
+    for (rows, columns, updates, same) in
+        [(70, 5, 300, 1), (3, 300, 40, 1), (5, 2, 5000, 1), (40, 1, 2500, 1), (64, 300, 2100, 50)]
+    {
+        let mut text = text.replace("T[", "f32[");
+        for (letter, extent) in [("<A>", rows), ("<B>", columns), ("<C>", updates)] {
+            text = text.replace(letter, &extent.to_string());
+        }
+        let graph = parse(&text).unwrap_or_else(|error| panic!("{error}\n{text}"));
+        let types: Vec<_> = graph.parameter_types().into_iter().cloned().collect();
+        let mut random = Random::new(updates as u64);
+        let table: Vec<f64> = (0..rows * columns).map(|_| random.float(-1.0, 1.0)).collect();
+        let indices: Vec<i64> = (0..updates).map(|_| random.integer(0, rows as i64 - 1) / same).collect();
+        let inputs =
+            vec![Array::from_f64s(types[0].clone(), &table), Array::from_i64s(types[1].clone(), &indices)];
+        let (graph, inputs) = with_gradients(graph, inputs, &mut random);
+        cases.push(Case::new(format!("{updates} updates of {rows}×{columns}"), graph, inputs));
+    }
+    check(&cases);
+}
