@@ -23,7 +23,7 @@ DEVICE void load_run(T (&run)[RUN], const T* start, long long stride, long long 
         if (step + RUN <= length && (pace == 1 || pace == -1) && (unsigned long long)first % (sizeof(T) * RUN) == 0) {
             Pack<T, RUN> pack = *(const Pack<T, RUN>*)first;
 #pragma unroll
-            for (int j = 0; j < RUN; ++j) run[j] = pack.element[pace == 1 ? j : RUN - 1 - j];
+            for (int j = 0; j < RUN; ++j) run[j] = pace == 1 ? pack.element[j] : pack.element[RUN - 1 - j];
             return;
         }
     }
@@ -41,7 +41,7 @@ DEVICE void store_run(const T (&run)[RUN], T* start, long long stride, long long
         if (step + RUN <= length && (pace == 1 || pace == -1) && (unsigned long long)first % (sizeof(T) * RUN) == 0) {
             Pack<T, RUN> pack;
 #pragma unroll
-            for (int j = 0; j < RUN; ++j) pack.element[pace == 1 ? j : RUN - 1 - j] = run[j];
+            for (int j = 0; j < RUN; ++j) pack.element[j] = pace == 1 ? run[j] : run[RUN - 1 - j];
             *(Pack<T, RUN>*)first = pack;
             return;
         }

@@ -10,7 +10,7 @@ use tilewright_ir::DType;
 
 use crate::case::{Case, Sizes};
 use crate::table::{MASKS, SCORES};
-use crate::whole_plans;
+use crate::{scans, whole_plans};
 
 /// Whether there is a compiler; where there is none, says so, unless `TILEWRIGHT_NVRTC` promises one.
 fn available() -> bool {
@@ -97,6 +97,24 @@ fn learned_captures_take_registers_only() {
 fn warpgroups_keep_to_their_registers_at_every_head_size() {
     for size in [96, 192] {
         check(DType::BF16, size, &["identity"], &[Target::HOPPER]);
+    }
+}
+
+#[test]
+fn scans_of_common_kinds_take_registers_only() {
+    if !available() {
+        return;
+    }
+    let mut seen = HashSet::new();
+    for case in scans::tuned() {
+        for (_, step) in &case.program.steps {
+            let Step::Launch(launch) = step else { continue };
+            if launch.source.entry == "scan" && seen.insert(launch.source.clone()) {
+                let start = Instant::now();
+                let registers = registers(&launch.source, 90);
+                println!("{}: {registers} registers, in {:?}", case.label, start.elapsed());
+            }
+        }
     }
 }
 

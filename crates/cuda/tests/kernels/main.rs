@@ -9,6 +9,7 @@ mod compile;
 mod golden;
 #[path = "../host/mod.rs"]
 mod host;
+mod models;
 mod nests;
 mod scans;
 mod table;

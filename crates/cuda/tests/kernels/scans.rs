@@ -70,6 +70,15 @@ fn recurrence(dtype: DType, shape: &[usize], axis: usize, reverse: bool) -> Scan
     Scan { name, leaves: 2, combine: RECURRENCE, dtype, shape, axis, reverse, gradients: true }
 }
 
+/// Sums and recurrences by each engine, with gradients: kernels that have to be fast.
+pub fn tuned() -> Vec<Case> {
+    let shapes: [(&[usize], usize); 4] =
+        [(&[600, 700], 1), (&[2, 20_000], 1), (&[2, 65, 4096], 1), (&[3000, 33], 0)];
+    let sums = shapes.iter().map(|&(shape, axis)| sum(DType::F32, shape, axis, false).case());
+    let recurrences = shapes.iter().map(|&(shape, axis)| recurrence(DType::F32, shape, axis, false).case());
+    sums.chain(recurrences).collect()
+}
+
 fn check(cases: &[Case]) {
     let bytes = |case: &Case| case.inputs.iter().map(Array::to_bytes).collect();
     let Some(found) = host::run(cases.iter().map(|case| (&case.plan, &case.program, bytes(case)))) else {
