@@ -1,6 +1,8 @@
 //! A training step of a model of GPT-2's smaller size: 12 layers, bf16 with f32 weights, AdamW; with a learned bias for
 //! each head and distance, or without.
 
+use std::time::Instant;
+
 use tilewright::optimizers::{AdamState, adamw};
 use tilewright::prelude::*;
 
@@ -113,6 +115,11 @@ pub fn run(arguments: &[String]) -> Result<()> {
             (loss, model, adam)
         })
         .on(DEVICE);
+        let start = Instant::now();
+        step.program((&model, &adam, &words))?;
+        eprintln!("planned after {:?}", start.elapsed());
+        let loss = step.call((&model, &adam, &words))?.0.item::<f32>()?;
+        eprintln!("first step after {:?}, loss {loss}", start.elapsed());
         let mut losses = Vec::new();
         let taken = time(6, || {
             let (loss, moved, state) = step.call((&model, &adam, &words))?;

@@ -47,13 +47,19 @@ impl Shape {
         let rows: usize = scan.parallel.iter().product();
         let lanes = lanes_along_rows(scan) || words > 32;
         let (run, rounds) = match words {
-            0..=2 => (if lanes { 8 } else { 4 }, 4),
-            3..=4 => (4, 2),
-            5..=8 => (2, 1),
+            0..=2 => (if lanes { 8 } else { 4 }, 8),
+            3..=4 => (4, 4),
+            5..=8 => (2, 2),
             _ => (1, 1),
         };
         // Short rows leave most of a large block idle; states that fill the registers leave no room for neighbours'.
-        let warps = if words > 32 || (!lanes && scan.length <= 32 * run * rounds) { 1 } else { 8 };
+        let warps = if words > 32 || (!lanes && scan.length <= 32 * run * rounds) {
+            1
+        } else if lanes {
+            8
+        } else {
+            4
+        };
         let rounds = if lanes { 1 } else { rounds };
         let tile = warps * run * if lanes { 1 } else { 32 * rounds };
         let teams = if lanes { rows.div_ceil(32) } else { rows };
@@ -126,8 +132,9 @@ pub(super) fn lower(scan: &Scan, lowering: &mut Lowering) {
     writer.functions();
     let (functions, sites) = (writer.text, writer.sites);
     let Shape { warps, rounds, run, chained, .. } = shape;
+    let step = if scan.length < (1 << 31) - 2 * shape.tile() { "int" } else { "long long" };
     let constants = format!(
-        "constexpr int STATE = {}, LANES = {lanes}, WARPS = {warps}, ROUNDS = {rounds}, RUN = {run};\n\
+        "typedef {step} Step;\nconstexpr int STATE = {}, LANES = {lanes}, WARPS = {warps}, ROUNDS = {rounds}, RUN = {run};\n\
          constexpr bool REVERSE = {}, WIDE = {}, CHAINED = {chained};\n",
         scan.state, scan.reverse, !shape.lanes,
     );
@@ -200,6 +207,7 @@ impl Writer<'_> {
         let scan = self.scan;
         let axes = scan.parallel.len();
         let (mut fields, mut starts) = (String::new(), String::new());
+        let (mut bounded, mut bounds, mut limits) = (Vec::new(), String::new(), String::new());
         let field = |fields: &mut String, field: String| {
             writeln!(fields, "    {field};").expect("a string takes any text");
         };
@@ -210,16 +218,40 @@ impl Writer<'_> {
             this.parameters.view(name, view, dtype, writable);
             let constant = if writable { "" } else { "const " };
             field(&mut fields, format!("{constant}{}* {name}", element(dtype)));
+            field(&mut fields, format!("int {name}_shift"));
             starts += &format!("    row.{name} = p.{name} + ({});\n", offset(name, axes));
+            starts += &format!(
+                "    row.{name}_shift = shift_of(row.{name}, p.{name}_strides[{axes}], (Step)p.length);\n"
+            );
         };
         for (prefix, sources) in
             [("source", &scan.sources), ("result", &scan.result_sources), ("captured", &scan.captured)]
         {
             for (i, source) in sources.iter().enumerate() {
-                if let Source::Load { view, dtype, .. } = source {
-                    start(self, &format!("{prefix}_{i}"), view, *dtype, false);
+                let Source::Load { view, dtype, valid } = source else { continue };
+                let name = format!("{prefix}_{i}");
+                start(self, &name, view, *dtype, false);
+                if let Some((ranges, _)) = valid {
+                    let bounds = ranges.iter().flat_map(|&(low, high)| [low as i64, high as i64]);
+                    self.parameters.integers(&format!("{name}_valid"), bounds);
+                    bounded.push(name);
                 }
             }
+        }
+        // Of a row that an array has not, nothing is there.
+        for name in &bounded {
+            let within = (0..axes).map(|axis| {
+                let (low, high) = (2 * axis, 2 * axis + 1);
+                format!("axis_{axis} >= p.{name}_valid[{low}] && axis_{axis} < p.{name}_valid[{high}]")
+            });
+            let within: Vec<String> = within.collect();
+            let there = if within.is_empty() { "true".into() } else { within.join(" && ") };
+            bounds += &format!(
+                "    row.{name}_low = p.{name}_valid[{}];\n    row.{name}_high = {there} ? (Step)p.{name}_valid[{}] : 0;\n",
+                2 * axes,
+                2 * axes + 1
+            );
+            limits += &format!("    Step {name}_low, {name}_high;\n");
         }
         for (i, sink) in scan.sinks.iter().enumerate() {
             // A verified scan only stores.
@@ -228,7 +260,7 @@ impl Writer<'_> {
             }
         }
         self.text += &format!(
-            "// A row: where it is along the parallel axes, and where its arrays begin.\nstruct Row {{\n{fields}}};\n"
+            "// A row: where it is along the parallel axes, and where its arrays begin.\nstruct Row {{\n{fields}{limits}}};\n"
         );
         self.line(0, "DEVICE Row row_of(const Parameters& p, long long number) {");
         self.line(1, "Row row;");
@@ -240,6 +272,7 @@ impl Writer<'_> {
             self.line(1, format!("row.axis_{axis} = axis_{axis};"));
         }
         self.text += &starts;
+        self.text += &bounds;
         self.line(1, "return row;");
         self.line(0, "}");
         self.combine();
@@ -273,13 +306,13 @@ impl Writer<'_> {
         self.line(0, "// The elements of a run of steps.");
         self.line(
             0,
-            "DEVICE void load_elements(const Parameters& p, const Row& row, long long step, State (&states)[RUN], \
+            "DEVICE void load_elements(const Parameters& p, const Row& row, Step step, State (&states)[RUN], \
              Fault& fault) {",
         );
         self.runs("source", &scan.sources);
         self.line(0, "#pragma unroll");
         self.line(1, "for (int j = 0; j < RUN; ++j) {");
-        self.line(2, "long long position = position_of(step + j, p.length);");
+        self.line(2, "Step position = position_of(step + j, (Step)p.length);");
         let inputs = self.sources(2, "source", &scan.sources, "position", |name| format!("{name}[j]"));
         let results = self.program(&scan.elements, inputs, "e", "true", 2);
         for (i, result) in results.iter().enumerate() {
@@ -294,7 +327,7 @@ impl Writer<'_> {
         self.line(0, "// What becomes of the scanned states of a run of steps.");
         self.line(
             0,
-            "DEVICE void store_results(const Parameters& p, const Row& row, long long step, const State (&states)[RUN], \
+            "DEVICE void store_results(const Parameters& p, const Row& row, Step step, const State (&states)[RUN], \
              Fault& fault) {",
         );
         self.runs("result", &scan.result_sources);
@@ -304,12 +337,12 @@ impl Writer<'_> {
             self.line(1, format!("{} sink_{i}[RUN];", element(*dtype)));
             let axis = view.strides.len() - 1;
             stores += &format!(
-                "    store_run(sink_{i}, row.sink_{i}, p.sink_{i}_strides[{axis}], step, p.length);\n"
+                "    store_run(sink_{i}, row.sink_{i}, p.sink_{i}_strides[{axis}], row.sink_{i}_shift, step, (Step)p.length);\n"
             );
         }
         self.line(0, "#pragma unroll");
         self.line(1, "for (int j = 0; j < RUN; ++j) {");
-        self.line(2, "long long position = position_of(step + j, p.length);");
+        self.line(2, "Step position = position_of(step + j, (Step)p.length);");
         let states = (0..scan.state).map(|i| format!("states[j].part_{i}")).collect::<Vec<_>>();
         let loads = self.sources(2, "result", &scan.result_sources, "position", |name| format!("{name}[j]"));
         let results = self.program(&scan.results, [states, loads].concat(), "r", "true", 2);
@@ -328,23 +361,17 @@ impl Writer<'_> {
             let Source::Load { view, dtype, valid } = source else { continue };
             let (name, axis) = (format!("{prefix}_{i}"), view.strides.len() - 1);
             self.line(1, format!("{} {name}[RUN];", element(*dtype)));
-            let read = format!("load_run({name}, row.{name}, p.{name}_strides[{axis}], step, p.length);");
-            let Some((ranges, _)) = valid else {
-                self.line(1, read);
-                continue;
+            let (low, high) = match valid {
+                None => ("0".into(), "(Step)p.length".into()),
+                Some(_) => (format!("row.{name}_low"), format!("row.{name}_high")),
             };
-            // What is not there is not read.
-            let bounds = ranges.iter().flat_map(|&(low, high)| [low as i64, high as i64]);
-            self.parameters.integers(&format!("{name}_valid"), bounds);
-            let inside = inside(&name, axis, "position");
-            self.line(0, "#pragma unroll");
-            self.line(1, "for (int j = 0; j < RUN; ++j) {");
-            self.line(2, "long long position = position_of(step + j, p.length);");
             self.line(
-                2,
-                format!("if ({inside}) {name}[j] = row.{name}[position * p.{name}_strides[{axis}]];"),
+                1,
+                format!(
+                    "load_run({name}, row.{name}, p.{name}_strides[{axis}], row.{name}_shift, step, (Step)p.length, \
+                     {low}, {high});"
+                ),
             );
-            self.line(1, "}");
         }
     }
 
@@ -362,7 +389,7 @@ impl Writer<'_> {
         for (i, source) in sources.iter().enumerate() {
             let name = format!("{prefix}_{i}");
             names.push(match source {
-                Source::Index(axis) if *axis == axes => position.into(),
+                Source::Index(axis) if *axis == axes => format!("(long long){position}"),
                 Source::Index(axis) => format!("row.axis_{axis}"),
                 Source::Load { dtype, valid, .. } => {
                     let read = loaded(*dtype, &element(&name));
@@ -371,7 +398,7 @@ impl Writer<'_> {
                         None => read,
                         Some((_, fill)) => {
                             let fill = region::literal(*fill, Kind::of(*dtype), self.parameters);
-                            format!("{} ? {read} : {fill}", inside(&name, axes, position))
+                            format!("({position} >= row.{name}_low && {position} < row.{name}_high) ? {read} : {fill}")
                         }
                     };
                     self.line(indent, format!("{ty} {name}_value = {value};"));
@@ -405,17 +432,6 @@ impl Writer<'_> {
         self.text += &body.statements;
         body.results
     }
-}
-
-/// Whether a position is one that a source has; `axes` parallel axes come before the scan's.
-fn inside(name: &str, axes: usize, position: &str) -> String {
-    let within = |axis: usize, position: &str| {
-        let (low, high) = (2 * axis, 2 * axis + 1);
-        format!("{position} >= p.{name}_valid[{low}] && {position} < p.{name}_valid[{high}]")
-    };
-    let mut tests: Vec<String> = (0..axes).map(|axis| within(axis, &format!("row.axis_{axis}"))).collect();
-    tests.push(within(axes, position));
-    format!("({})", tests.join(" && "))
 }
 
 /// How far a row's beginning is from the origin.

@@ -13,16 +13,16 @@ struct Shared {
 struct Tile {
     State run[RUN];
 
-    DEVICE void load(const Parameters& p, const Row& row, long long first, Fault& fault) {
+    DEVICE void load(const Parameters& p, const Row& row, Step first, Fault& fault) {
         load_elements(p, row, first + warp_index() * RUN, run, fault);
     }
 
     // Folds the run, and tells the other warps; gives what the whole tile comes to.
-    DEVICE State fold(const Parameters& p, const Row& row, long long first, State (&totals)[WARPS][32], Prefix& before,
+    DEVICE State fold(const Parameters& p, const Row& row, Step first, State (&totals)[WARPS][32], Prefix& before,
                       Fault& fault) {
-        long long step = first + warp_index() * RUN;
+        Step step = first + warp_index() * RUN;
 #pragma unroll
-        for (int j = 1; j < RUN; ++j) run[j] = combine(p, row, run[j - 1], run[j], step + j < p.length, fault);
+        for (int j = 1; j < RUN; ++j) run[j] = combine(p, row, run[j - 1], run[j], step + j < (Step)p.length, fault);
         if constexpr (WARPS == 1) return run[RUN - 1];
         totals[warp_index()][lane_index()] = run[RUN - 1];
         sync_threads();
@@ -30,21 +30,21 @@ struct Tile {
 #pragma unroll
         for (int w = 0; w < WARPS; ++w) {
             if (w == warp_index()) before = all;
-            append(all, totals[w][lane_index()], p, row, first + w * RUN < p.length, fault);
+            append(all, totals[w][lane_index()], p, row, first + w * RUN < (Step)p.length, fault);
         }
         return all.state;
     }
 
-    DEVICE void store(const Parameters& p, const Row& row, long long first, const Prefix& carry, const Prefix& before,
+    DEVICE void store(const Parameters& p, const Row& row, Step first, const Prefix& carry, const Prefix& before,
                       bool there, Fault& fault) {
-        long long step = first + warp_index() * RUN;
-        if (!there || step >= p.length) return;
+        Step step = first + warp_index() * RUN;
+        if (!there || step >= (Step)p.length) return;
         Prefix prefix = carry;
         if (before.any) append(prefix, before.state, p, row, true, fault);
         if (prefix.any) {
 #pragma unroll
             for (int j = 0; j < RUN; ++j) {
-                run[j] = combine(p, row, prefix.state, run[j], step + j < p.length, fault);
+                run[j] = combine(p, row, prefix.state, run[j], step + j < (Step)p.length, fault);
             }
         }
         store_results(p, row, step, run, fault);
@@ -82,7 +82,7 @@ KERNEL void __launch_bounds__(32 * WARPS) scan(const __grid_constant__ Parameter
         long long row_number = 32 * team + lane_index();
         bool there = row_number < p.rows;
         Row row = row_of(p, min_of(row_number, p.rows - 1));
-        long long first = (long long)index * TILE;
+        Step first = (Step)index * TILE;
         tile.load(p, row, first, fault);
         Prefix before;
         State aggregate = tile.fold(p, row, first, shared.totals[0], before, fault);
@@ -124,12 +124,12 @@ KERNEL void __launch_bounds__(32 * WARPS) scan(const __grid_constant__ Parameter
             Row row = row_of(p, min_of(row_number, p.rows - 1));
             Prefix carry;
             int turn = 0;
-            for (long long first = 0; first < p.length; first += TILE) {
+            for (Step first = 0; first < (Step)p.length; first += TILE) {
                 tile.load(p, row, first, fault);
                 Prefix before;
                 State aggregate = tile.fold(p, row, first, shared.totals[turn], before, fault);
                 tile.store(p, row, first, carry, before, there, fault);
-                append(carry, aggregate, p, row, first + TILE <= p.length, fault);
+                append(carry, aggregate, p, row, first + TILE <= (Step)p.length, fault);
                 turn = 1 - turn;
             }
             // The next rows begin with the first totals again.

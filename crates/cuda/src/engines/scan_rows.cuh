@@ -18,26 +18,26 @@ struct Tile {
     State runs[ROUNDS][RUN];
     State before[ROUNDS];  // what the lanes before have, for lanes but the first
 
-    DEVICE static long long step_of(long long first, int round) {
-        return first + ((long long)round * WARPS * 32 + thread_index()) * RUN;
+    DEVICE static Step step_of(Step first, int round) {
+        return first + (Step)((round * WARPS * 32 + thread_index()) * RUN);
     }
 
-    DEVICE void load(const Parameters& p, const Row& row, long long first, Fault& fault) {
+    DEVICE void load(const Parameters& p, const Row& row, Step first, Fault& fault) {
 #pragma unroll
         for (int r = 0; r < ROUNDS; ++r) load_elements(p, row, step_of(first, r), runs[r], fault);
     }
 
-    DEVICE void fold(const Parameters& p, const Row& row, long long first, Shared& shared, Fault& fault) {
+    DEVICE void fold(const Parameters& p, const Row& row, Step first, Shared& shared, Fault& fault) {
         int lane = lane_index();
 #pragma unroll
         for (int r = 0; r < ROUNDS; ++r) {
-            long long step = step_of(first, r);
+            Step step = step_of(first, r);
 #pragma unroll
             for (int j = 1; j < RUN; ++j) {
-                runs[r][j] = combine(p, row, runs[r][j - 1], runs[r][j], step + j < p.length, fault);
+                runs[r][j] = combine(p, row, runs[r][j - 1], runs[r][j], step + j < (Step)p.length, fault);
             }
             State total = runs[r][RUN - 1];
-            bool live = step < p.length;
+            bool live = step < (Step)p.length;
 #pragma unroll
             for (int lanes = 1; lanes < 32; lanes *= 2) {
                 State other = of_lane(total, lane - lanes);
@@ -49,7 +49,7 @@ struct Tile {
         sync_threads();
         if (warp_index() == 0) {
             State total = shared.totals[min_of(lane, ENTRIES - 1)];
-            bool live = first + (long long)lane * 32 * RUN < p.length;
+            bool live = first + lane * 32 * RUN < (Step)p.length;
 #pragma unroll
             for (int lanes = 1; lanes < ENTRIES; lanes *= 2) {
                 State other = of_lane(total, lane - lanes);
@@ -60,12 +60,12 @@ struct Tile {
         sync_threads();
     }
 
-    DEVICE void store(const Parameters& p, const Row& row, long long first, const Prefix& carry, const Shared& shared,
+    DEVICE void store(const Parameters& p, const Row& row, Step first, const Prefix& carry, const Shared& shared,
                       Fault& fault) {
 #pragma unroll
         for (int r = 0; r < ROUNDS; ++r) {
-            long long step = step_of(first, r);
-            if (step >= p.length) break;
+            Step step = step_of(first, r);
+            if (step >= (Step)p.length) break;
             Prefix prefix = carry;
             int entry = r * WARPS + warp_index();
             if (entry > 0) append(prefix, shared.inclusive[entry - 1], p, row, true, fault);
@@ -73,7 +73,7 @@ struct Tile {
             if (prefix.any) {
 #pragma unroll
                 for (int j = 0; j < RUN; ++j) {
-                    runs[r][j] = combine(p, row, prefix.state, runs[r][j], step + j < p.length, fault);
+                    runs[r][j] = combine(p, row, prefix.state, runs[r][j], step + j < (Step)p.length, fault);
                 }
             }
             store_results(p, row, step, runs[r], fault);
@@ -110,7 +110,7 @@ KERNEL void __launch_bounds__(32 * WARPS) scan(const __grid_constant__ Parameter
         long long number = shared.ticket, row_number = number / p.tiles;
         int index = (int)(number % p.tiles);
         Row row = row_of(p, row_number);
-        long long first = (long long)index * TILE;
+        Step first = (Step)index * TILE;
         tile.load(p, row, first, fault);
         tile.fold(p, row, first, shared, fault);
         const State& aggregate = shared.inclusive[ENTRIES - 1];
@@ -149,11 +149,11 @@ KERNEL void __launch_bounds__(32 * WARPS) scan(const __grid_constant__ Parameter
         for (long long number = block_index(); number < p.rows; number += block_count()) {
             Row row = row_of(p, number);
             Prefix carry;
-            for (long long first = 0; first < p.length; first += TILE) {
+            for (Step first = 0; first < (Step)p.length; first += TILE) {
                 tile.load(p, row, first, fault);
                 tile.fold(p, row, first, shared, fault);
                 tile.store(p, row, first, carry, shared, fault);
-                append(carry, shared.inclusive[ENTRIES - 1], p, row, first + TILE <= p.length, fault);
+                append(carry, shared.inclusive[ENTRIES - 1], p, row, first + TILE <= (Step)p.length, fault);
             }
         }
     }
