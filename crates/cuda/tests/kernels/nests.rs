@@ -126,8 +126,9 @@ fn long_rows_are_cut_into_parts() {
 }
 
 #[test]
-fn rows_too_long_for_shared_memory() {
+fn rows_too_long_for_registers() {
     check(&[
+        case("softmax", SOFTMAX, DType::F64, &[2, 6000], false),
         case("softmax", SOFTMAX, DType::F32, &[3, 9001], false),
         case("softmax", SOFTMAX, DType::BF16, &[2, 7000], false),
     ]);

@@ -4,15 +4,15 @@
 //! where it lies so. Either *along* a row: a team of threads (one, a few lanes, a warp or a block) takes the runs of a
 //! row in turn and reduces among its threads; or *across* rows: a thread has a run of neighbouring rows, and where
 //! there is something to reduce the warps of a block share the rows' elements. Few long rows are cut into parts, whose
-//! reductions a second launch adds up. Whole rows that later phases read again lie in shared memory where they fit,
-//! else in scratch memory.
+//! reductions a second launch adds up. Whole rows that later phases read again are held in registers where they fit, else
+//! in shared memory, else in scratch memory.
 //!
 //! All of this, and so the order of each sum, depends on sizes only.
 
 mod merge;
 mod writer;
 
-use tilewright_plan::loops::{Lanes, RowReduction, Sink, Source};
+use tilewright_plan::loops::{Lanes, Phase, RowReduction, Sink, Source};
 use tilewright_plan::{Kind, Loops, View};
 
 use super::launch::{Launch, Lowering, Source as Text};
@@ -37,6 +37,15 @@ const SCRATCH_ROWS: usize = 256 << 20;
 
 /// So many blocks keep a GPU busy. A number of the engine's, not of a GPU's, so that results do not depend on which it is.
 const ENOUGH_BLOCKS: usize = 528;
+
+/// So many rows keep a GPU busy with a warp for each.
+const MANY_ROWS: usize = 4096;
+
+/// Numbers of a row that a thread may hold.
+const HELD: usize = 128;
+
+/// Instructions that a kernel's phases may have once they are unrolled over what a thread holds.
+const UNROLLED: usize = 4096;
 
 /// Elements that a part of a long row has at least.
 const PART: usize = 4096;
@@ -72,6 +81,8 @@ struct Cut {
     length: usize,
     /// Whether positions need 64 bits.
     long: bool,
+    /// Runs of a row that each thread of a team holds in registers, where that is all of the row.
+    held: Option<usize>,
 }
 
 impl Cut {
@@ -90,18 +101,21 @@ impl Cut {
             }
             false => {
                 let runs = runs(&loops.row);
+                // Many rows of a warp each keep more of memory under way than few of a block each.
                 let team = match runs {
                     0..=4 => 1,
                     5..=16 => 4,
                     17..=128 => 32,
+                    129..=256 if rows >= MANY_ROWS => 32,
                     _ => THREADS,
                 };
                 (Style::Along { team }, rows, runs)
             }
         };
         let long = rows.saturating_mul(elements.max(1)) >= 1 << 31;
-        let mut cut = Cut { style, run, parts: 1, units, length, long };
+        let mut cut = Cut { style, run, parts: 1, units, length, long, held: None };
         cut.parts = cut.parts_of(loops);
+        cut.held = cut.held_of(loops);
         cut
     }
 
@@ -112,6 +126,21 @@ impl Cut {
             Style::Across { warps: 1 } => THREADS,
             Style::Across { .. } => 32,
         }
+    }
+
+    /// How many runs each thread holds: all of its share of the row, where that is few enough.
+    fn held_of(&self, loops: &Loops) -> Option<usize> {
+        let Style::Along { team: team @ 2.. } = self.style else { return None };
+        let runs = self.length.div_ceil(team).next_power_of_two();
+        let loads = |phase: &Phase| {
+            phase.sources.iter().filter(|source| matches!(source, Source::Load { .. })).count()
+        };
+        let most = loops.phases.iter().filter(|phase| !phase.once).map(loads).max().unwrap_or(0);
+        // A half of what a thread may have at best.
+        let numbers = runs * self.run * (most + loops.row_values);
+        let instructions: usize = loops.phases.iter().map(|phase| phase.program.instructions.len()).sum();
+        let short = instructions * runs * self.run <= UNROLLED;
+        (self.parts == 1 && runs <= 8 && numbers <= HELD && short).then_some(runs)
     }
 
     /// Into how many parts rows are cut: so many that there are enough blocks, if the nest allows it.
@@ -199,7 +228,7 @@ fn launch(loops: &Loops, cut: &Cut, stage: Stage, places: &[usize], lowering: &m
     let mut blocks = units.div_ceil(cut.units_of_block());
     if stage == Stage::Parts {
         blocks *= parts;
-    } else if loops.row_values > 0 {
+    } else if loops.row_values > 0 && cut.held.is_none() {
         blocks = blocks.min(BLOCKS);
     } else {
         blocks = blocks.min(1 << 20);
@@ -212,14 +241,15 @@ fn launch(loops: &Loops, cut: &Cut, stage: Stage, places: &[usize], lowering: &m
         Style::Along { .. } => (length * run).next_multiple_of(16),
         Style::Across { .. } => length * run,
     };
-    let bytes = 8 * rows_of_block * pitch * loops.row_values;
+    let kept = if cut.held.is_some() { 0 } else { loops.row_values };
+    let bytes = 8 * rows_of_block * pitch * kept;
     parameters.integer("pitch", pitch as i64);
     let in_shared = bytes > 0 && bytes <= SHARED_ROWS && matches!(style, Style::Along { .. });
     parameters.integer("rows_in_shared", in_shared.into());
     if !in_shared && bytes > 0 {
         blocks = blocks.min((SCRATCH_ROWS / bytes).max(1));
     }
-    for slot in 0..loops.row_values {
+    for slot in 0..kept {
         let ty = register(value_kind(loops, slot));
         let place = if in_shared { 0 } else { lowering.scratch(8 * blocks * rows_of_block * pitch) };
         parameters.scratch(ty, &format!("row_{slot}"), place);

@@ -86,7 +86,13 @@ impl Writer<'_> {
             );
         }
         for slot in 0..self.loops.row_values {
-            self.row_place(slot, units);
+            match self.cut.held {
+                None => self.row_place(slot, units),
+                Some(runs) => {
+                    let ty = register(value_kind(self.loops, slot));
+                    self.line(1, format!("{ty} row_{slot}[{runs}][RUN];"));
+                }
+            }
         }
         // All threads of a block go round together: they reduce together.
         self.line(
@@ -155,15 +161,40 @@ impl Writer<'_> {
             self.phase(number, phase, 3);
             return;
         }
-        self.line(3, format!("for (Index element = begin + rank; element < end; element += {ranks}) {{"));
+        let Some(runs) = self.cut.held else {
+            self.line(3, format!("for (Index element = begin + rank; element < end; element += {ranks}) {{"));
+            self.place(parallel..all);
+            self.phase(number, phase, 4);
+            self.line(3, "}");
+            return;
+        };
+        // The thread's runs are all read before the first is worked on, so that they are under way together.
+        self.declare(number, phase, 3);
+        let each = format!("for (int k = 0; k < {runs}; ++k) {{");
+        for loads in [true, false] {
+            self.line(0, "#pragma unroll");
+            self.line(3, &each);
+            self.line(4, format!("const Index element = rank + k * {ranks};"));
+            self.line(4, "if (element >= end) continue;");
+            self.place(parallel..all);
+            self.there(number, phase, 4);
+            if loads {
+                self.loads(number, phase, 4);
+            } else {
+                self.compute(number, phase, 4);
+            }
+            self.line(3, "}");
+        }
+    }
+
+    /// Where an element, or a run of them, lies along the row's axes.
+    fn place(&mut self, row: Range<usize>) {
         if self.is_across() {
-            self.axes_of("element", parallel..all, 4);
+            self.axes_of("element", row, 4);
         } else {
-            self.run_of("element", parallel..all, 4);
+            self.run_of("element", row, 4);
         }
         self.line(4, "const int kept = there ? count : 0;");
-        self.phase(number, phase, 4);
-        self.line(3, "}");
     }
 
     /// Positions along some axes, of a row-major number.
@@ -267,11 +298,99 @@ impl Writer<'_> {
         self.line(3, "}");
     }
 
+    /// Reads a run, works on it and writes it.
     fn phase(&mut self, number: usize, phase: &Phase, depth: usize) {
+        self.declare(number, phase, depth);
+        self.there(number, phase, depth);
+        self.loads(number, phase, depth);
+        self.compute(number, phase, depth);
+    }
+
+    /// Which of the runs that a thread holds a phase works on.
+    fn held(&self, phase: &Phase) -> &'static str {
+        if self.cut.held.is_some() && !phase.once { "[k]" } else { "" }
+    }
+
+    /// The axis that a phase's runs lie along, if it has runs.
+    fn axis(&self, phase: &Phase) -> Option<usize> {
+        self.run_axis().filter(|_| self.items(phase) == "RUN")
+    }
+
+    /// Names what is read.
+    fn declare(&mut self, number: usize, phase: &Phase, depth: usize) {
         let items = self.items(phase);
-        let axis = self.run_axis().filter(|_| items == "RUN");
+        let runs = match self.cut.held {
+            Some(runs) if !phase.once => format!("[{runs}]"),
+            _ => String::new(),
+        };
+        for (i, source) in phase.sources.iter().enumerate() {
+            let name = format!("source_{number}_{i}");
+            match source {
+                Source::Load { view, dtype, valid } => {
+                    self.parameters.view(&name, view, *dtype, false);
+                    if let Some((ranges, _)) = valid {
+                        let bounds = ranges.iter().flat_map(|&(low, high)| [low as i64, high as i64]);
+                        self.parameters.integers(&format!("{name}_valid"), bounds);
+                    }
+                    self.line(depth, format!("{} {name}{runs}[{items}];", element(*dtype)));
+                }
+                Source::RowValue(slot) if runs.is_empty() => {
+                    let ty = register(value_kind(self.loops, *slot));
+                    self.line(depth, format!("{ty} {name}[{items}];"));
+                }
+                Source::RowValue(_) | Source::Index(_) | Source::RowScalar(_) => {}
+            }
+        }
+    }
+
+    /// Whether what is read lies within the bounds of the axes that runs do not lie along.
+    fn there(&mut self, number: usize, phase: &Phase, depth: usize) {
+        let axis = self.axis(phase);
+        for (i, source) in phase.sources.iter().enumerate() {
+            let Source::Load { valid: Some((ranges, _)), .. } = source else { continue };
+            let name = format!("source_{number}_{i}");
+            let others: Vec<String> = (0..ranges.len())
+                .filter(|of| Some(*of) != axis)
+                .map(|of| within(&name, of, &format!("axis_{of}")))
+                .collect();
+            let others = if others.is_empty() { "true".into() } else { others.join(" && ") };
+            self.line(depth, format!("const bool {name}_there = {others};"));
+        }
+    }
+
+    fn loads(&mut self, number: usize, phase: &Phase, depth: usize) {
+        let (items, axis, held) = (self.items(phase), self.axis(phase), self.held(phase));
+        for (i, source) in phase.sources.iter().enumerate() {
+            let name = format!("source_{number}_{i}");
+            match source {
+                Source::Load { view, valid, .. } => {
+                    let at = self.offset(&name, view.strides.len());
+                    let stride = axis.map_or("0".into(), |axis| format!("p.{name}_strides[{axis}]"));
+                    // Not by way of the read-only path: a sink may replace what is read here.
+                    let read = format!("{name}{held}, p.{name} + ({at}), {stride}, count");
+                    let text = match (valid, axis) {
+                        (None, _) => format!("load_run({read});"),
+                        (Some(_), None) => format!("if ({name}_there) load_run({read});"),
+                        (Some(_), Some(of)) => {
+                            let range =
+                                format!("axis_{of}, {}, {}", bound(&name, of, 0), bound(&name, of, 1));
+                            format!("if ({name}_there) load_part({read}, {range});")
+                        }
+                    };
+                    self.line(depth, text);
+                }
+                Source::RowValue(slot) if held.is_empty() => {
+                    self.line(depth, format!("load_run({name}, row_{slot} + element * RUN, 1, {items});"));
+                }
+                Source::RowValue(_) | Source::Index(_) | Source::RowScalar(_) => {}
+            }
+        }
+    }
+
+    /// An expression for each input of item j.
+    fn inputs(&mut self, number: usize, phase: &Phase) -> Vec<String> {
+        let (axis, held) = (self.axis(phase), self.held(phase));
         let mut inputs = Vec::new();
-        // All loads come first, so that they are under way together.
         for (i, source) in phase.sources.iter().enumerate() {
             let name = format!("source_{number}_{i}");
             inputs.push(match source {
@@ -279,65 +398,35 @@ impl Writer<'_> {
                 Source::Index(of) => format!("axis_{of}"),
                 Source::RowScalar(slot) if self.is_across() => format!("scalar_{slot}[j]"),
                 Source::RowScalar(slot) => format!("scalar_{slot}"),
-                Source::RowValue(slot) => {
-                    let ty = register(value_kind(self.loops, *slot));
-                    self.line(depth, format!("{ty} {name}[{items}];"));
-                    self.line(depth, format!("load_run({name}, row_{slot} + element * RUN, 1, {items});"));
-                    format!("{name}[j]")
-                }
-                Source::Load { view, dtype, valid } => {
-                    self.parameters.view(&name, view, *dtype, false);
-                    let at = self.offset(&name, view.strides.len());
-                    let stride = axis.map_or("0".into(), |axis| format!("p.{name}_strides[{axis}]"));
-                    self.line(depth, format!("{} {name}[{items}];", element(*dtype)));
-                    // Not by way of the read-only path: a sink may replace what is read here.
-                    let read = format!("{name}, p.{name} + ({at}), {stride}, count");
+                Source::RowValue(slot) if !held.is_empty() => format!("row_{slot}{held}[j]"),
+                Source::RowValue(_) => format!("{name}[j]"),
+                Source::Load { dtype, valid, .. } => {
+                    let value = loaded(*dtype, &format!("{name}{held}[j]"));
                     match valid {
-                        None => {
-                            self.line(depth, format!("load_run({read});"));
-                            loaded(*dtype, &format!("{name}[j]"))
-                        }
-                        Some((ranges, fill)) => {
-                            let bounds = ranges.iter().flat_map(|&(low, high)| [low as i64, high as i64]);
-                            self.parameters.integers(&format!("{name}_valid"), bounds);
-                            let bound =
-                                |axis: usize, which: usize| format!("p.{name}_valid[{}]", 2 * axis + which);
-                            let within = |of: usize, position: &str| {
-                                format!("{position} >= {} && {position} < {}", bound(of, 0), bound(of, 1))
-                            };
-                            let others: Vec<String> = (0..ranges.len())
-                                .filter(|of| Some(*of) != axis)
-                                .map(|of| within(of, &format!("axis_{of}")))
-                                .collect();
-                            let others = if others.is_empty() { "true".into() } else { others.join(" && ") };
-                            self.line(depth, format!("const bool {name}_there = {others};"));
+                        None => value,
+                        Some((_, fill)) => {
                             let fill = region::literal(*fill, Kind::of(*dtype), self.parameters);
-                            let value = loaded(*dtype, &format!("{name}[j]"));
-                            match axis {
-                                None => {
-                                    self.line(depth, format!("if ({name}_there) load_run({read});"));
-                                    format!("({name}_there ? {value} : {fill})")
-                                }
-                                Some(of) => {
-                                    let range = format!("axis_{of}, {}, {}", bound(of, 0), bound(of, 1));
-                                    self.line(
-                                        depth,
-                                        format!("if ({name}_there) load_part({read}, {range});"),
-                                    );
-                                    let position = format!("(axis_{of} + min_of(j, count - 1))");
-                                    format!("({name}_there && {} ? {value} : {fill})", within(of, &position))
-                                }
-                            }
+                            let along = axis.map_or(String::new(), |of| {
+                                let position = format!("(axis_{of} + min_of(j, count - 1))");
+                                format!(" && {}", within(&name, of, &position))
+                            });
+                            format!("({name}_there{along} ? {value} : {fill})")
                         }
                     }
                 }
             });
         }
+        inputs
+    }
+
+    fn compute(&mut self, number: usize, phase: &Phase, depth: usize) {
+        let (items, axis, held) = (self.items(phase), self.axis(phase), self.held(phase));
+        let inputs = self.inputs(number, phase);
         for (i, sink) in phase.sinks.iter().enumerate() {
             let ty = match sink {
                 Sink::Store { dtype, .. } => element(*dtype),
-                Sink::RowValue(slot) => register(value_kind(self.loops, *slot)),
-                Sink::Reduce { .. } | Sink::RowScalar(_) => continue,
+                Sink::RowValue(slot) if held.is_empty() => register(value_kind(self.loops, *slot)),
+                Sink::RowValue(_) | Sink::Reduce { .. } | Sink::RowScalar(_) => continue,
             };
             self.line(depth, format!("{ty} sink_{number}_{i}[{items}];"));
         }
@@ -400,6 +489,9 @@ impl Writer<'_> {
                     self.line(depth + 1, format!("scalar_{slot}[j] = {value};"));
                 }
                 Sink::RowScalar(slot) => self.line(depth + 1, format!("scalar_{slot} = {value};")),
+                Sink::RowValue(slot) if !held.is_empty() => {
+                    self.line(depth + 1, format!("row_{slot}{held}[j] = {value};"));
+                }
                 Sink::RowValue(_) => self.line(depth + 1, format!("sink_{number}_{i}[j] = {value};")),
             }
         }
@@ -413,10 +505,10 @@ impl Writer<'_> {
                     let stride = axis.map_or("0".into(), |axis| format!("p.{name}_strides[{axis}]"));
                     self.line(depth, format!("store_run({name}, p.{name} + ({at}), {stride}, kept);"));
                 }
-                Sink::RowValue(slot) => {
+                Sink::RowValue(slot) if held.is_empty() => {
                     self.line(depth, format!("store_run({name}, row_{slot} + element * RUN, 1, {items});"));
                 }
-                Sink::Reduce { .. } | Sink::RowScalar(_) => {}
+                Sink::RowValue(_) | Sink::Reduce { .. } | Sink::RowScalar(_) => {}
             }
         }
     }
@@ -465,7 +557,10 @@ impl Writer<'_> {
             }
         }
         // Rows may be read where other threads of the team wrote them.
-        if self.team() > 1 && phase.sinks.iter().any(|sink| matches!(sink, Sink::RowValue(_))) {
+        if self.cut.held.is_none()
+            && self.team() > 1
+            && phase.sinks.iter().any(|sink| matches!(sink, Sink::RowValue(_)))
+        {
             self.line(3, "sync_threads();");
         }
     }
@@ -475,6 +570,16 @@ impl Writer<'_> {
             (0..axes).map(|axis| format!("axis_{axis} * p.{name}_strides[{axis}]")).collect();
         if terms.is_empty() { "0".into() } else { terms.join(" + ") }
     }
+}
+
+/// A bound of what is there of a source along an axis.
+fn bound(name: &str, axis: usize, which: usize) -> String {
+    format!("p.{name}_valid[{}]", 2 * axis + which)
+}
+
+/// Whether a position along an axis is one that a source has.
+fn within(name: &str, axis: usize, position: &str) -> String {
+    format!("{position} >= {} && {position} < {}", bound(name, axis, 0), bound(name, axis, 1))
 }
 
 /// The reductions of a phase: the sink's number, how, and of which result.
