@@ -20,8 +20,9 @@ pub struct Device {
     stream: sys::CUstream,
     /// A stream that graphs are captured from.
     pub(super) capturing: Mutex<Stream>,
-    /// The kernels that were loaded: what one plan compiled, others use.
-    pub(super) functions: Mutex<HashMap<Arc<Source>, Function>>,
+    /// The kernels that were loaded, with the bytes of shared memory that they are allowed: what one plan compiled, others
+    /// use.
+    pub(super) functions: Mutex<HashMap<Arc<Source>, (Function, usize)>>,
     /// Memory that was freed, for the next who asks.
     pub(super) pool: Pool,
     /// Matrix products, where the machine has a library of them.

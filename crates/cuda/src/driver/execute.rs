@@ -1,6 +1,8 @@
 //! Runs a plan on a GPU.
 
+use std::collections::HashSet;
 use std::ffi::{CString, c_void};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
@@ -14,7 +16,7 @@ use super::faults::Faults;
 use super::graphs::Graphs;
 use super::library::{Library, Prepared};
 use super::{Device, DeviceMemory, Event, Stream, cache};
-use crate::codegen::{self, Argument, Launch, Product, Program, Step};
+use crate::codegen::{self, Argument, Launch, Product, Program, Source, Step};
 
 /// Programs of fewer steps are not worth a graph.
 const GRAPH_STEPS: usize = 4;
@@ -74,6 +76,7 @@ impl Executable {
     pub fn new(device: &Arc<Device>, plan: Plan) -> Result<Executable> {
         let mut program = codegen::lower(&plan, device.target)?;
         let _entered = device.enter()?;
+        compile_all(device, &program)?;
         let steps = program.steps.iter().enumerate().map(|(place, (_, step))| {
             let products = program.products.get(&place).map_or(&[][..], |products| products);
             ready(device, step, products)
@@ -338,32 +341,78 @@ fn ready(device: &Device, step: &Step, products: &[Product]) -> Result<Ready> {
     })
 }
 
+/// The function of a launch, which [`compile_all`] has loaded, allowed the shared memory that the launch asks for.
 fn function(device: &Device, launch: &Launch) -> Result<Function> {
-    let known = lock(&device.functions).get(&launch.source).copied();
-    let function = match known {
-        Some(function) => function,
-        None => {
-            let text = launch.source.text();
-            let architecture = compiler::architecture(device.target.capability);
-            let version = compiler::version()?;
-            let start = Instant::now();
-            let key = cache::Key { text: &text, version, architecture: &architecture, options: &OPTIONS };
-            let cubin = cache::get_or_compile(cache::folder().as_deref(), &key, || {
-                compiler::compile(&text, &architecture).map(|compiled| compiled.cubin)
-            })?;
-            let function = load(&cubin, &launch.source.entry)?;
-            if traced() {
-                eprintln!("compiled {} in {:?}", launch.source.entry, start.elapsed());
-            }
-            lock(&device.functions).insert(launch.source.clone(), function);
-            function
+    let mut functions = lock(&device.functions);
+    let (function, allowed) = functions.get_mut(&launch.source).expect("every kernel is loaded first");
+    // Launches of one text may ask for different amounts: what one was allowed must not be taken from another.
+    if launch.shared_bytes > *allowed {
+        let attribute = sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+        // SAFETY: a loaded function of the current context.
+        unsafe {
+            result::function::set_function_attribute(function.0, attribute, launch.shared_bytes as i32)
         }
-    };
-    let attribute = sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
-    // SAFETY: a loaded function of the current context.
-    unsafe { result::function::set_function_attribute(function.0, attribute, launch.shared_bytes as i32) }
         .map_err(failed)?;
-    Ok(function)
+        *allowed = launch.shared_bytes;
+    }
+    Ok(*function)
+}
+
+/// Compiles and loads a program's kernels, as far as they are new to the device: several at a time, since the compiler
+/// takes a moment for each. The device's context is current.
+fn compile_all(device: &Device, program: &Program) -> Result<()> {
+    let mut sources: Vec<&Arc<Source>> = Vec::new();
+    {
+        let known = lock(&device.functions);
+        let mut seen = HashSet::new();
+        for (_, step) in &program.steps {
+            let Step::Launch(Launch { source, .. }) = step else { continue };
+            if !known.contains_key(source) && seen.insert(source) {
+                sources.push(source);
+            }
+        }
+    }
+    if sources.is_empty() {
+        return Ok(());
+    }
+    let architecture = compiler::architecture(device.target.capability);
+    let version = compiler::version()?;
+    let folder = cache::folder();
+    let compile = |source: &Source| {
+        let start = Instant::now();
+        let text = source.text();
+        let key = cache::Key { text: &text, version, architecture: &architecture, options: &OPTIONS };
+        let cubin = cache::get_or_compile(folder.as_deref(), &key, || {
+            compiler::compile(&text, &architecture).map(|compiled| compiled.cubin)
+        });
+        if traced() {
+            eprintln!("compiled {} in {:?}", source.entry, start.elapsed());
+        }
+        cubin
+    };
+    let next = AtomicUsize::new(0);
+    let threads = std::thread::available_parallelism().map_or(1, |count| count.get()).min(sources.len());
+    let work = || {
+        let mut done = Vec::new();
+        while let Some(source) = sources.get(next.fetch_add(1, Ordering::Relaxed)) {
+            done.push((*source, compile(source)));
+        }
+        done
+    };
+    let compiled: Vec<_> = std::thread::scope(|scope| {
+        let workers: Vec<_> = (1..threads).map(|_| scope.spawn(work)).collect();
+        let mut done = work();
+        for worker in workers {
+            // A worker only panics where this thread would have.
+            done.extend(worker.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)));
+        }
+        done
+    });
+    for (source, cubin) in compiled {
+        let function = load(&cubin?, &source.entry)?;
+        lock(&device.functions).insert(source.clone(), (function, 0));
+    }
+    Ok(())
 }
 
 fn load(cubin: &[u8], entry: &str) -> Result<Function> {
