@@ -23,7 +23,8 @@ pub struct Matrix {
 /// Side of one matrix in the picture, at most.
 const SIDE: u32 = 300;
 
-/// Draws matrices side by side, blue for low, white for the middle, red for high, on one common scale.
+/// Draws matrices side by side, blue for low, white for the middle, red for high, each on its own scale, which stands
+/// above it.
 ///
 /// # Errors
 /// Where the file cannot be written.
@@ -35,17 +36,17 @@ pub fn heat_maps(
     per_row: usize,
     matrices: &[Matrix],
 ) -> Result<()> {
-    let (low, high) = range(matrices.iter().flat_map(|matrix| matrix.values.iter().copied()));
     let per_row = per_row.max(1);
     let lines = matrices.len().div_ceil(per_row).max(1);
     let size = (per_row as u32 * (SIDE + 50), 60 + lines as u32 * (SIDE + 60));
     picture(path, size, |whole| {
-        let caption = format!("{title}   (blue {low:.3}, red {high:.3})");
-        let whole = whole.titled(&caption, (FONT, 18))?;
+        let whole = whole.titled(title, (FONT, 18))?;
         for (area, matrix) in whole.split_evenly((lines, per_row)).iter().zip(matrices) {
             let (rows, columns) = (matrix.rows, matrix.columns);
+            let (low, high) = range(matrix.values.iter().copied());
+            let caption = format!("{}: {low:.2} to {high:.2}", matrix.name);
             let mut chart = ChartBuilder::on(area)
-                .caption(&matrix.name, (FONT, 14))
+                .caption(&caption, (FONT, 14))
                 .margin(6)
                 .x_label_area_size(26)
                 .y_label_area_size(34)

@@ -55,6 +55,8 @@ fn chart(path: &Path, title: &str, x: &str, y: &str, series: &[Series], mark: Ma
             .configure_mesh()
             .x_desc(x)
             .y_desc(y)
+            .x_label_formatter(&|x| number(*x, x_high - x_low))
+            .y_label_formatter(&|y| number(*y, y_high - y_low))
             .label_style((FONT, 14))
             .axis_desc_style((FONT, 15))
             .light_line_style(RGBColor(240, 240, 240))
@@ -82,4 +84,16 @@ fn chart(path: &Path, title: &str, x: &str, y: &str, series: &[Series], mark: Ma
             .draw()?;
         Ok(())
     })
+}
+
+/// A number on an axis that spans so much.
+fn number(value: f64, span: f64) -> String {
+    let decimals = if span >= 20.0 {
+        0
+    } else if span >= 2.0 {
+        1
+    } else {
+        2
+    };
+    format!("{value:.decimals$}")
 }

@@ -95,6 +95,43 @@ pub fn dilated(step: usize) -> impl Fn(At) -> Tensor + Copy {
     move |at: At| ((at.query - at.key) % step as i64).eq(0)
 }
 
+/// A mask that was made ahead, block by block: `live` holds whether the pairs of a block of `query_block` × `key_block`
+/// positions are admitted, as `bool` or as an integer that is not 0. It is `[query blocks, key blocks]`, or has
+/// heads, or batch and heads, in front, of extent 1 where all share them. The blocks may have any size; the last ones
+/// reach beyond the end. The pairs of blocks that are not live cost nothing; [`and`] with a mask of pairs cuts blocks
+/// through.
+///
+/// ```
+/// use tilewright::mods;
+/// use tilewright::prelude::*;
+///
+/// let f = compile(|(x, live): (Tensor, Tensor)| {
+///     flex_attention(&x, &x, &x).mask(mods::and(mods::blocks(live, [128, 64]), mods::causal)).call()
+/// });
+/// let x = Array::zeros(DType::F32, [1, 2, 256, 16])?;
+/// let live = Array::new([2, 4], &[true, true, false, false, true, false, false, true])?;
+/// assert_eq!(f.call((&x, &live))?.shape(), [1, 2, 256, 16]);
+/// # Ok::<(), Error>(())
+/// ```
+pub fn blocks(live: Tensor, [query_block, key_block]: [usize; 2]) -> impl Fn(At) -> Tensor + Copy {
+    move |at: At| {
+        let shared = |axis: usize, position: Tensor| {
+            if live.dim(axis as isize) == 1 { position.zeros_like() } else { position }
+        };
+        let rank = live.rank();
+        let mut index = Vec::with_capacity(rank);
+        if rank > 3 {
+            index.push(shared(rank - 4, at.batch));
+        }
+        if rank > 2 {
+            index.push(shared(rank - 3, at.head));
+        }
+        index.extend([at.query / query_block as i64, at.key / key_block as i64]);
+        let live = live.at(index);
+        if live.dtype() == DType::Bool { live } else { live.ne(0) }
+    }
+}
+
 /// Pairs that both masks admit.
 pub fn and(a: impl Fn(At) -> Tensor, b: impl Fn(At) -> Tensor) -> impl Fn(At) -> Tensor {
     move |at: At| a(at) & b(at)

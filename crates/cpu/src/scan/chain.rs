@@ -21,8 +21,7 @@ pub(super) struct Task {
     pub chunk: usize,
 }
 
-/// One kind of chunk work. `Scratch` is what a thread keeps between chunks, `upcoming` what it
-/// will be given next.
+/// One kind of chunk work. `Scratch` is what a thread keeps between chunks.
 pub(super) trait Chunks: Sync {
     /// The folded state between two chunks.
     type State: Send + Sync;
@@ -30,12 +29,7 @@ pub(super) trait Chunks: Sync {
 
     fn scratch(&self) -> Result<Self::Scratch>;
     /// The fold of one chunk by itself.
-    fn aggregate(
-        &self,
-        scratch: &mut Self::Scratch,
-        task: Task,
-        upcoming: Option<Task>,
-    ) -> Result<Self::State>;
+    fn aggregate(&self, scratch: &mut Self::Scratch, task: Task) -> Result<Self::State>;
     /// The fold of two neighbouring runs.
     fn join(
         &self,
@@ -45,13 +39,7 @@ pub(super) trait Chunks: Sync {
         right: &Self::State,
     ) -> Result<Self::State>;
     /// Scans one chunk, given the state before it.
-    fn apply(
-        &self,
-        scratch: &mut Self::Scratch,
-        task: Task,
-        before: Option<&Self::State>,
-        upcoming: Option<Task>,
-    ) -> Result<()>;
+    fn apply(&self, scratch: &mut Self::Scratch, task: Task, before: Option<&Self::State>) -> Result<()>;
 }
 
 /// Scans all chunks of all groups.
@@ -77,14 +65,12 @@ pub(super) fn run<C: Chunks>(context: &Context, groups: usize, chunks: usize, wo
         let mut scratch = work.scratch()?;
         let take = || Some(next.fetch_add(1, Ordering::Relaxed)).filter(|&task| task < tasks);
         let place = |task: usize| Task { group: task / chunks, chunk: task % chunks };
-        let mut taken = take();
-        while let Some(task) = taken {
+        while let Some(task) = take() {
             if guard.0.load(Ordering::Relaxed) {
                 return Ok(());
             }
-            taken = take();
-            let (at, upcoming) = (place(task), taken.map(place));
-            let aggregate = (at.chunk + 1 < chunks).then(|| work.aggregate(&mut scratch, at, upcoming));
+            let at = place(task);
+            let aggregate = (at.chunk + 1 < chunks).then(|| work.aggregate(&mut scratch, at));
             let before = match at.chunk {
                 0 => None,
                 _ => match wait(&states[task - 1], &abandoned) {
@@ -103,7 +89,7 @@ pub(super) fn run<C: Chunks>(context: &Context, groups: usize, chunks: usize, wo
                 // A chunk that cannot be folded fails here; scanning it would fail alike.
                 let _ = states[task].set(after.map_err(|error| fail(task, error)).ok());
             }
-            if let Err(error) = work.apply(&mut scratch, at, before, upcoming) {
+            if let Err(error) = work.apply(&mut scratch, at, before) {
                 fail(task, error);
             }
         }

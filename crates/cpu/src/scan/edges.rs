@@ -54,8 +54,6 @@ struct Form {
     range: (usize, usize),
     /// For each result the input that it is as it stands in memory, if its runs are contiguous.
     plain: Vec<Option<usize>>,
-    /// The inputs that it reads.
-    reads: Vec<usize>,
     /// Absent where nothing ever needs it.
     compiled: Option<TileProgram>,
 }
@@ -118,7 +116,7 @@ impl Edges {
             let direct = plain.iter().all(|input| input.is_some_and(|i| elements.sources[i].is_complete()));
             let compiled =
                 if direct { None } else { Some(TileProgram::compile(&program, &feeds, &scan.tables, isa)?) };
-            elements.forms.push(Form { range, plain, reads: read(&program), compiled });
+            elements.forms.push(Form { range, plain, compiled });
         }
 
         let state = kinds.iter().map(|&kind| Feed::Array(Variance::Full, dtype_of(kind)));
@@ -141,7 +139,7 @@ impl Edges {
             } else {
                 Some(TileProgram::compile(&program, &feeds, &scan.tables, isa)?)
             };
-            result_forms.push(Form { range, plain, reads: read(&program), compiled });
+            result_forms.push(Form { range, plain, compiled });
         }
         let results = Edge { forms: result_forms, sources: result_sources };
 
@@ -178,22 +176,6 @@ impl Edges {
             let (start, end) = (first + done, first + count);
             let end = self.cuts.iter().find(|&&cut| cut > start).map_or(end, |&cut| cut.min(end));
             (start, end - start)
-        }
-    }
-
-    /// Brings what a run will load closer.
-    pub fn fetch(&self, run: &Run) {
-        if !self.stream {
-            return;
-        }
-        for (edge, state) in [(&self.elements, 0), (&self.results, self.kinds.len())] {
-            for input in edge.form(run).reads.iter().filter_map(|input| input.checked_sub(state)) {
-                if let Bound::Array(array, _) = &edge.sources[input]
-                    && array.strides[run.axis] == 1
-                {
-                    store::fetch(at(array, run.start), run.count * array.dtype.size());
-                }
-            }
         }
     }
 
@@ -308,15 +290,6 @@ fn inputs(program: &Program) -> impl Iterator<Item = Option<usize>> {
         Operation::Input(input) => Some(input),
         _ => None,
     })
-}
-
-/// The inputs that a program reads.
-fn read(program: &Program) -> Vec<usize> {
-    let input = |operation: &Operation| match operation {
-        Operation::Input(input) => Some(*input),
-        _ => None,
-    };
-    program.instructions.iter().filter_map(|instruction| input(&instruction.operation)).collect()
 }
 
 fn contiguous(data: *mut u8, dtype: DType) -> Target {

@@ -84,8 +84,6 @@ pub(super) struct Scratch<S> {
     inputs: Vec<*const u8>,
     outputs: Vec<*mut u8>,
     start: Vec<usize>,
-    /// Where elements are fetched that are needed later.
-    ahead: Vec<usize>,
 }
 
 /// What a walk over a chunk is for.
@@ -103,7 +101,7 @@ fn parts(carry: &mut [u64], count: usize) -> Vec<*mut u8> {
 }
 
 impl<C: Combine> Engine<'_, C> {
-    /// Walks over one chunk of one row. `upcoming` is the chunk that this thread will walk over next.
+    /// Walks over one chunk of one row.
     fn row(
         &self,
         scratch: &mut Scratch<C::Scratch>,
@@ -111,11 +109,9 @@ impl<C: Combine> Engine<'_, C> {
         chunk: usize,
         (carry, mut fresh): (&mut [u64], bool),
         pass: Pass,
-        upcoming: Option<Task>,
     ) -> Result<()> {
         self.walk.start_of_row(row, &mut scratch.start);
         for tile in 0..self.walk.tiles(chunk) {
-            self.fetch_tile(scratch, (row, chunk, tile), pass, upcoming);
             let (position, count) = self.walk.tile(chunk, tile);
             let mut done = 0;
             while done < count {
@@ -155,39 +151,6 @@ impl<C: Combine> Engine<'_, C> {
         Ok(())
     }
 
-    /// Fetches what is needed a tile later; where a row is cut into chunks, what is needed in the chunk after:
-    /// half of it in either pass.
-    fn fetch_tile(
-        &self,
-        scratch: &mut Scratch<C::Scratch>,
-        (row, chunk, tile): (usize, usize, usize),
-        pass: Pass,
-        upcoming: Option<Task>,
-    ) {
-        let walk = self.walk;
-        let (row, (position, count)) = if walk.chunks > 1 {
-            let Some(Task { group, chunk }) = upcoming.filter(|next| tile < walk.tiles(next.chunk)) else {
-                return;
-            };
-            let (position, count) = walk.tile(chunk, tile);
-            let half = count / 2;
-            let part =
-                if pass == Pass::Aggregate { (position, half) } else { (position + half, count - half) };
-            (walk.rows(group).start, part)
-        } else if tile + 1 < walk.tiles(chunk) {
-            (row, walk.tile(chunk, tile + 1))
-        } else if row + 1 < walk.row_count() {
-            (row + 1, walk.tile(chunk, 0))
-        } else {
-            return;
-        };
-        let ahead = &mut scratch.ahead;
-        walk.start_of_row(row, ahead);
-        let axis = ahead.len() - 1;
-        ahead[axis] = position;
-        self.edges.fetch(&Run { start: ahead, axis, count });
-    }
-
     /// Walks over one chunk of one block of lanes.
     fn lanes(
         &self,
@@ -196,17 +159,12 @@ impl<C: Combine> Engine<'_, C> {
         (carry, mut fresh): (&mut [u64], bool),
         pass: Pass,
     ) -> Result<()> {
-        let Scratch { edges, combine, nowhere, inputs, outputs, start, ahead, all, .. } = scratch;
+        let Scratch { edges, combine, nowhere, inputs, outputs, start, all, .. } = scratch;
         let (axis, count) = self.walk.lanes(group, start);
         let scan = start.len() - 1;
         let state = parts(carry, count);
         let kept = if pass == Pass::Apply { self.live } else { all };
-        for (position, next) in self.walk.positions(chunk) {
-            if let Some(next) = next {
-                ahead.clone_from(start);
-                ahead[scan] = next;
-                self.edges.fetch(&Run { start: ahead, axis, count });
-            }
+        for position in self.walk.positions(chunk) {
             start[scan] = position;
             let run = Run { start, axis, count };
             self.edges.elements(edges, &run, inputs)?;
@@ -259,17 +217,16 @@ impl<C: Combine> Chunks for Engine<'_, C> {
             inputs: Vec::with_capacity(self.live.len()),
             outputs: Vec::with_capacity(self.live.len()),
             start: Vec::new(),
-            ahead: Vec::new(),
         })
     }
 
-    fn aggregate(&self, scratch: &mut Self::Scratch, task: Task, upcoming: Option<Task>) -> Result<Vec<u64>> {
+    fn aggregate(&self, scratch: &mut Self::Scratch, task: Task) -> Result<Vec<u64>> {
         let (_, _, count) = self.group(task.group);
         let mut carry = vec![0; self.live.len() * count];
         match self.walk.direction {
             Direction::Row => {
                 let row = self.walk.rows(task.group).start;
-                self.row(scratch, row, task.chunk, (&mut carry, true), Pass::Aggregate, upcoming)?
+                self.row(scratch, row, task.chunk, (&mut carry, true), Pass::Aggregate)?
             }
             Direction::Column => self.lanes(scratch, task, (&mut carry, true), Pass::Aggregate)?,
         }
@@ -295,20 +252,15 @@ impl<C: Combine> Chunks for Engine<'_, C> {
         Ok(joined)
     }
 
-    fn apply(
-        &self,
-        scratch: &mut Self::Scratch,
-        task: Task,
-        before: Option<&Vec<u64>>,
-        upcoming: Option<Task>,
-    ) -> Result<()> {
+    fn apply(&self, scratch: &mut Self::Scratch, task: Task, before: Option<&Vec<u64>>) -> Result<()> {
         let (_, _, count) = self.group(task.group);
         let fresh = before.is_none();
         let mut carry = before.cloned().unwrap_or_else(|| vec![0; self.live.len() * count]);
         match self.walk.direction {
-            Direction::Row => self.walk.rows(task.group).try_for_each(|row| {
-                self.row(scratch, row, task.chunk, (&mut carry, fresh), Pass::Apply, upcoming)
-            })?,
+            Direction::Row => self
+                .walk
+                .rows(task.group)
+                .try_for_each(|row| self.row(scratch, row, task.chunk, (&mut carry, fresh), Pass::Apply))?,
             Direction::Column => self.lanes(scratch, task, (&mut carry, fresh), Pass::Apply)?,
         }
         store::fence();

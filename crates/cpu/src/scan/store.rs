@@ -1,11 +1,8 @@
-//! Memory traffic by hand: stores past the caches, and loads ahead of their use.
+//! Memory traffic by hand: stores past the caches.
 //!
 //! A scan's results are read again by nobody soon, and an ordinary store would first read each line that it
-//! writes, half as much traffic again. Streamed stores do not; but they only run at the speed of a copy while
-//! loads are under way as well, so a walk that loads and stores in turns fetches ahead.
-
-/// Bytes of a cache line.
-const LINE: usize = 64;
+//! writes, half as much traffic again. Streamed stores do not. (Loads are left to the machine: fetching a tile or a
+//! chunk ahead by hand cost up to a third, see docs/performance.md.)
 
 /// Copies `bytes` bytes; where `stream`, past the caches.
 ///
@@ -51,17 +48,4 @@ pub(super) fn fence() {
     unsafe {
         std::arch::x86_64::_mm_sfence();
     }
-}
-
-/// Asks for `bytes` bytes to be brought into the second-level cache. Nothing need be there.
-#[inline(always)]
-pub(super) fn fetch(from: *const u8, bytes: usize) {
-    #[cfg(target_arch = "x86_64")]
-    for at in (0..bytes).step_by(LINE) {
-        use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
-        // SAFETY: SSE is part of the target, and a prefetch may name any address.
-        unsafe { _mm_prefetch::<_MM_HINT_T1>(from.wrapping_add(at).cast()) };
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = (from, bytes, LINE);
 }

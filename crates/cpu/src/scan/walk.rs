@@ -164,11 +164,9 @@ impl Walk {
         }
     }
 
-    /// The scan positions of a chunk in the order of the scan, each with the one after it.
-    pub fn positions(&self, chunk: usize) -> impl Iterator<Item = (usize, Option<usize>)> + use<> {
+    /// The scan positions of a chunk in the order of the scan.
+    pub fn positions(&self, chunk: usize) -> impl Iterator<Item = usize> + use<> {
         let (Range { start, end }, reverse) = (self.range(chunk), self.reverse);
-        let count = end - start;
-        let place = move |i: usize| if reverse { end - 1 - i } else { start + i };
-        (0..count).map(move |i| (place(i), (i + 1 < count).then(|| place(i + 1))))
+        (0..end - start).map(move |i| if reverse { end - 1 - i } else { start + i })
     }
 }

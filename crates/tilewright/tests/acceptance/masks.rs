@@ -196,6 +196,27 @@ fn captured_tables() {
     check(&[table([21], 3), table([18], 3)], |at, c| c[0].at([at.query]).le(c[1].at([at.key])));
 }
 
+/// Masks made ahead in blocks of 128, 64, 32 and unequal ones, shared, for each head, and for each batch element and
+/// head, alone and cut through by a mask of pairs.
+#[test]
+fn block_sizes() {
+    let sizes = Sizes { queries: 277, keys: 300, ..SIZES };
+    for [query_block, key_block] in [[128, 128], [64, 64], [32, 32], [128, 32], [48, 200], [1000, 1]] {
+        let extents = [sizes.queries.div_ceil(query_block), sizes.keys.div_ceil(key_block)];
+        let [rows, columns] = extents;
+        let mask = move |at, c: &[Tensor]| mods::blocks(c[0], [query_block, key_block])(at);
+        let blocks =
+            [table([rows, columns], 2), table([4, rows, columns], 2), table([2, 1, rows, columns], 2)];
+        for live in blocks {
+            adds_nothing(&sizes, &[live.clone()], mask);
+            adds_nothing(&sizes, &[live], move |at, c| mask(at, c) & mods::causal(at));
+        }
+        let live = Captured::Table(extents.to_vec(), 2);
+        check_call(DType::F32, &sizes, &[live], |q, k, v, c| flex_attention(q, k, v).mask(|at| mask(at, c)));
+    }
+    check(&[table([2, 4, 3, 4], 2)], |at, c| mods::blocks(c[0].ne(0), [8, 5])(at));
+}
+
 #[test]
 fn several_masks_must_all_hold() {
     let lengths = integers([7, 13]);

@@ -97,12 +97,6 @@ fn wrong_options_are_refused() {
         "shape",
         &["segments", "axis 0", "4 expected", "5"],
     );
-    refused(
-        same,
-        move |x| sum(x.0).segments(starts(4)).init(x.1.index(0, 0)).exclusive().call(),
-        "argument",
-        &["exclusive", "together with segments", "help"],
-    );
     refused([&[0, 3], &[4, 3]], move |x| sum(x.0).call_with_carry().1, "argument", &["length 0", "init"]);
 }
 

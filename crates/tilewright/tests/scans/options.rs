@@ -26,9 +26,13 @@ fn plain(
         let t = if reverse { length - 1 - step } else { step };
         let begins =
             starts.is_some_and(|starts| if reverse { t + 1 < length && starts[t + 1] } else { starts[t] });
+        if begins {
+            // A segment of its own starts from init where the scan is exclusive, else from its first element.
+            state = if exclusive { init } else { None };
+        }
         let after = match state {
-            Some((a0, b0)) if !begins => (a0 * a[t], a[t] * b0 + b[t]),
-            _ => (a[t], b[t]),
+            Some((a0, b0)) => (a0 * a[t], a[t] * b0 + b[t]),
+            None => (a[t], b[t]),
         };
         results[t] = if exclusive { state.expect("exclusive scans have an init").1 } else { after.1 };
         state = Some(after);
@@ -78,17 +82,18 @@ fn segments_are_scanned_by_themselves() {
     for length in [1, 2, 5, 17, 1000, 4097] {
         for (reverse, starts_above) in [(false, 1.2), (true, 1.2), (false, -9.0), (true, -9.0)] {
             let f = compile(move |(x, starts, init): (Pair<Tensor>, Tensor, Pair<Tensor>)| {
-                let scan = |init: Option<Pair<Tensor>>| {
+                let scan = |init: Option<Pair<Tensor>>, exclusive: bool| {
                     let elements = (x.0 * 0.4, x.1);
                     let scan = associative_scan(elements, 0, affine).segments(starts.gt(starts_above));
                     let scan = if reverse { scan.reverse() } else { scan };
+                    let scan = if exclusive { scan.exclusive() } else { scan };
                     let (y, carry) = match init {
                         Some(init) => scan.init(init).call_with_carry(),
                         None => scan.call_with_carry(),
                     };
                     (y.1, carry.1)
                 };
-                (scan(None), scan(Some(init)))
+                (scan(None, false), scan(Some(init), false), scan(Some(init), true))
             });
             let x = (random(&[length], 1), random(&[length], 2));
             let inputs = (x, random(&[length], 5), (random(&[], 3), random(&[], 4)));
@@ -96,10 +101,12 @@ fn segments_are_scanned_by_themselves() {
             let a: Vec<f64> = to_f64s(&inputs.0.0).iter().map(|a| a * 0.4).collect();
             let starts: Vec<bool> = to_f64s(&inputs.1).iter().map(|&x| x > starts_above).collect();
             let init = (to_f64s(&inputs.2.0)[0], to_f64s(&inputs.2.1)[0]);
-            let (alone, continued) = f.call(&inputs).unwrap();
-            for ((y, carry), init) in [(alone, None), (continued, Some(init))] {
+            let (alone, continued, before) = f.call(&inputs).unwrap();
+            for ((y, carry), init, exclusive) in
+                [(alone, None, false), (continued, Some(init), false), (before, Some(init), true)]
+            {
                 let b = to_f64s(&inputs.0.1);
-                let (expected, last) = plain((&a, &b), init, Some(&starts), reverse, false);
+                let (expected, last) = plain((&a, &b), init, Some(&starts), reverse, exclusive);
                 close(&to_f64s(&y), &expected);
                 close(&to_f64s(&carry), &[last]);
             }
@@ -138,6 +145,34 @@ fn segments_broadcast() {
     assert_eq!(y.shape(), [3, 20]);
 }
 
+/// The same before each position: leaves of different ranks, segments of each row.
+#[test]
+fn segments_broadcast_before_each_position() {
+    let f = compile(|(x, y, starts): (Tensor, Tensor, Tensor)| {
+        associative_scan((x, y), 1, |l, r| (l.0 + r.0, l.1 + r.1))
+            .init((zeros((), DType::F64) + 2.0, zeros((), DType::F64)))
+            .segments(starts.gt(0.5))
+            .exclusive()
+            .call()
+    });
+    let inputs = (random(&[3, 20, 2], 1), random(&[3, 20], 2), random(&[3, 20], 3));
+    agrees(&f, &inputs, 1e-12);
+    let (x, y) = f.call(&inputs).unwrap();
+    let (starts, x_given, y_given) = (to_f64s(&inputs.2), to_f64s(&inputs.0), to_f64s(&inputs.1));
+    let (x, y) = (to_f64s(&x), to_f64s(&y));
+    for row in 0..3 {
+        let mut sums = [2.0, 2.0, 0.0];
+        for t in 0..20 {
+            let at = row * 20 + t;
+            if starts[at] > 0.5 {
+                sums = [2.0, 2.0, 0.0];
+            }
+            close(&[x[2 * at], x[2 * at + 1], y[at]], &sums);
+            sums = [sums[0] + x_given[2 * at], sums[1] + x_given[2 * at + 1], sums[2] + y_given[at]];
+        }
+    }
+}
+
 #[test]
 fn options_have_derivatives() {
     fn scan(x: &[Tensor], exclusive: bool, reverse: bool) -> Vec<Tensor> {
@@ -167,6 +202,13 @@ fn options_have_derivatives() {
 /// The gradients of a scan in segments that another one's state comes into.
 #[test]
 fn segments_that_are_continued_have_derivatives() {
+    fn exclusive(x: &[Tensor], reverse: bool) -> Vec<Tensor> {
+        let starts = (iota([17], 0, DType::I64) % 5).eq(3);
+        let scan = associative_scan((x[0].tanh(), x[1]), 1, affine).init((x[2].tanh(), x[3]));
+        let scan = scan.segments(starts).exclusive();
+        let (y, carry) = if reverse { scan.reverse() } else { scan }.call_with_carry();
+        vec![y.1, carry.1]
+    }
     fn scan(x: &[Tensor], first: i64, reverse: bool) -> Vec<Tensor> {
         let starts = ((iota([17], 0, DType::I64) + first) % 5).eq(3);
         let scan =
@@ -179,6 +221,8 @@ fn segments_that_are_continued_have_derivatives() {
     check("continued from the end", &shapes, |x| scan(x, 0, true), 0);
     check("started afresh", &shapes, |x| scan(x, 3, false), 0);
     check("the carry", &shapes, |x| scan(x, 1, true), 1);
+    check("before each position", &shapes, |x| exclusive(x, false), 0);
+    check("before each position, from the end", &shapes, |x| exclusive(x, true), 2);
 }
 
 /// Of length 0, the elements come back; the carry is where it started (faults, row 13, and the table).

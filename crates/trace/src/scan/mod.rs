@@ -2,7 +2,8 @@
 //!
 //! What a scan starts from, shifts by and is cut into is expressed in the elements that are scanned:
 //! - `init` is combined with the element at the first position; `exclusive` scans `init` and all elements but
-//!   the last. Both choose by position, so nothing is concatenated.
+//!   the last. Both choose by position, so nothing is concatenated. In segments, `exclusive` puts `init` where each
+//!   starts.
 //! - `segments` scans pairs (a segment starts here, value), where a right side that starts a segment forgets
 //!   the left one: (f, x) · (g, y) = (f ∨ g, y if g else x · y), which is associative where · is (Blelloch,
 //!   Prefix sums and their applications, 1990).
@@ -14,7 +15,7 @@ pub use self::cumulative::linear_recurrence;
 
 use tilewright_ir::{AssociativeScan, DType, Error, Op, Result, Type};
 
-use self::region::{Combine, slices};
+use self::region::{Combine, for_leaf, slices};
 use crate::elementwise::broadcast_shapes;
 use crate::recording::{self, describe, record_all};
 use crate::tree::{leaves, map_leaves};
@@ -94,7 +95,7 @@ impl<T: TensorTree, F: FnOnce(T, T) -> T> Scan<T, F> {
     /// Leaves broadcast to the slices of the elements.
     ///
     /// With [`Scan::segments`] it enters the segment that the first position goes on with, and is forgotten where
-    /// one starts there. So what is scanned in parts, each from the carry of the part before
+    /// one starts (but see [`Scan::exclusive`]). So what is scanned in parts, each from the carry of the part before
     /// ([`Scan::call_with_carry`]) and with its part of the starts, is what is scanned at once:
     ///
     /// ```
@@ -118,7 +119,8 @@ impl<T: TensorTree, F: FnOnce(T, T) -> T> Scan<T, F> {
         self
     }
 
-    /// The result at a position combines `init`, which must be given, and the positions before it.
+    /// The result at a position combines `init`, which must be given, and the positions before it. With
+    /// [`Scan::segments`], the positions before it in its own segment: each segment starts from `init`.
     ///
     /// ```
     /// use tilewright::prelude::*;
@@ -160,7 +162,7 @@ impl<T: TensorTree, F: FnOnce(T, T) -> T> Scan<T, F> {
     /// # Errors (of the trace)
     /// `Shape` where there is no leaf, the leaves' extents along the axis differ, or `combine` returns
     /// another tree or shape; `DType` where it returns another element type; `Argument` for `exclusive`
-    /// without `init`, and for `exclusive` together with `segments`.
+    /// without `init`.
     #[track_caller]
     pub fn call(self) -> T {
         let (elements, [results, _]) = self.record();
@@ -223,12 +225,6 @@ fn record<T: TensorTree>(
     if exclusive && init.is_none() {
         return Err(Error::argument("exclusive", "needs init, which is the result at the first position"));
     }
-    if exclusive && flags.is_some() {
-        let error = Error::argument("exclusive", "cannot be asked for together with segments");
-        return Err(
-            error.help("what stands where a segment starts would be nobody's: choose it with `select`")
-        );
-    }
     let Some(combine) = Combine::trace(elements, &slices, axis, flags, combine)? else { return Ok(None) };
     if length == 0 {
         let carry = match (init, carry) {
@@ -246,7 +242,13 @@ fn record<T: TensorTree>(
         inputs.iter().map(|leaf| leaf.index(axis as isize, position as isize)).collect()
     };
     let scanned = match init {
-        Some(init) if exclusive => start_with(&moved(inputs, axis, reverse), axis, first, &init),
+        Some(init) if exclusive => {
+            let started = start_with(&moved(inputs, axis, reverse), axis, first, &init);
+            match flags {
+                Some(flags) => start_segments_with(&started, axis, flags, &init),
+                None => started,
+            }
+        }
         Some(init) => {
             // Where the first position starts a segment, its flag makes the combination forget init.
             let flag: Vec<Tensor> =
@@ -266,7 +268,13 @@ fn record<T: TensorTree>(
     let carried = match (carry, exclusive) {
         (false, _) => Some(Vec::new()),
         (true, false) => Some(at(&results, last)),
-        (true, true) => combine.apply(&at(&results, last), &at(inputs, last)),
+        (true, true) => {
+            // The last position goes on with the segment that it is in, whether one starts there or not.
+            let no: Vec<Tensor> =
+                flags.iter().map(|flags| flags.index(axis as isize, last as isize).zeros_like()).collect();
+            let [left, right] = [&results, inputs].map(|leaves| [&no[..], &at(leaves, last)].concat());
+            combine.apply(&left, &right).map(|mut joined| joined.split_off(no.len()))
+        }
     };
     Ok(carried.map(|carried| [results, carried]))
 }
@@ -346,6 +354,16 @@ fn start_with(inputs: &[Tensor], axis: usize, first: usize, slices: &[Tensor]) -
     for (leaf, slice) in inputs.iter().zip(slices) {
         let is_first = iota(leaf.shape(), axis as isize, DType::I64).eq(first as i64);
         started.push(is_first.select(slice.unsqueeze(axis as isize), leaf));
+    }
+    started
+}
+
+/// Each leaf with its slices at the positions where segments start replaced.
+#[track_caller]
+fn start_segments_with(inputs: &[Tensor], axis: usize, flags: Tensor, slices: &[Tensor]) -> Vec<Tensor> {
+    let mut started = Vec::with_capacity(inputs.len());
+    for (leaf, slice) in inputs.iter().zip(slices) {
+        started.push(for_leaf(flags, leaf.rank()).select(slice.unsqueeze(axis as isize), leaf));
     }
     started
 }

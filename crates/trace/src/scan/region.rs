@@ -66,7 +66,7 @@ impl Combine {
 
 /// A flag for a value with so many axes: its leading axes are the value's, the others have extent 1.
 #[track_caller]
-fn for_leaf(flag: Tensor, rank: usize) -> Tensor {
+pub(super) fn for_leaf(flag: Tensor, rank: usize) -> Tensor {
     let mut shape = flag.shape();
     shape.resize(rank, 1);
     if shape.len() == flag.rank() { flag } else { flag.reshape(shape) }
