@@ -2,10 +2,11 @@
 //! threads need it.
 //!
 //! The work is `groups` independent scans, each cut into `chunks`. Which cuts are made depends on sizes
-//! only. Threads take chunks in ascending order. A thread first folds its chunk by itself, which leaves the
-//! chunk in its cache; then waits for the state before the chunk, publishes the state after it, and only
-//! then scans the chunk again with output. So the wait is short: a chunk's state is published one combine
-//! after its predecessor's. Nobody waits for a chunk that no running thread has taken.
+//! only. Threads take chunks in ascending order. Where the state before a chunk is there already, a thread scans the
+//! chunk and folds it by itself in one pass. Else it first only folds the chunk, which leaves it in its cache; then
+//! waits for the state before, publishes the state after, and only then scans the chunk with output. So the wait is
+//! short: a chunk's state is published one combine after its predecessor's. Either way a state is the same bits: the
+//! one before, combined with the chunk's own fold. Nobody waits for a chunk that no running thread has taken.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Mutex, OnceLock, PoisonError};
@@ -28,6 +29,8 @@ pub(super) trait Chunks: Sync {
     type Scratch;
 
     fn scratch(&self) -> Result<Self::Scratch>;
+    /// Whether [`Chunks::apply`] can give a chunk's fold, the same bits as [`Chunks::aggregate`].
+    fn has_totals(&self) -> bool;
     /// The fold of one chunk by itself.
     fn aggregate(&self, scratch: &mut Self::Scratch, task: Task) -> Result<Self::State>;
     /// The fold of two neighbouring runs.
@@ -38,8 +41,14 @@ pub(super) trait Chunks: Sync {
         left: &Self::State,
         right: &Self::State,
     ) -> Result<Self::State>;
-    /// Scans one chunk, given the state before it.
-    fn apply(&self, scratch: &mut Self::Scratch, task: Task, before: Option<&Self::State>) -> Result<()>;
+    /// Scans one chunk, given the state before it; where `totals`, gives its fold by itself.
+    fn apply(
+        &self,
+        scratch: &mut Self::Scratch,
+        task: Task,
+        before: Option<&Self::State>,
+        totals: bool,
+    ) -> Result<Option<Self::State>>;
 }
 
 /// Scans all chunks of all groups.
@@ -70,7 +79,29 @@ pub(super) fn run<C: Chunks>(context: &Context, groups: usize, chunks: usize, wo
                 return Ok(());
             }
             let at = place(task);
-            let aggregate = (at.chunk + 1 < chunks).then(|| work.aggregate(&mut scratch, at));
+            let is_last = at.chunk + 1 == chunks;
+            let publish = |before: Option<&C::State>, own: Result<C::State>, scratch: &mut C::Scratch| {
+                let after = own.and_then(|own| match before {
+                    Some(before) => work.join(scratch, at.group, before, &own),
+                    None => Ok(own),
+                });
+                // A chunk that cannot be folded fails here; scanning it would fail alike.
+                let _ = states[task].set(after.map_err(|error| fail(task, error)).ok());
+            };
+            let ready = match at.chunk {
+                0 => Some(None),
+                _ => states[task - 1].get().and_then(Option::as_ref).map(Some),
+            };
+            if let Some(before) = ready.filter(|_| is_last || work.has_totals()) {
+                match work.apply(&mut scratch, at, before, !is_last) {
+                    Ok(None) => {}
+                    Ok(Some(own)) => publish(before, Ok(own), &mut scratch),
+                    Err(error) if is_last => fail(task, error),
+                    Err(error) => publish(before, Err(error), &mut scratch),
+                }
+                continue;
+            }
+            let aggregate = (!is_last).then(|| work.aggregate(&mut scratch, at));
             let before = match at.chunk {
                 0 => None,
                 _ => match wait(&states[task - 1], &abandoned) {
@@ -82,14 +113,9 @@ pub(super) fn run<C: Chunks>(context: &Context, groups: usize, chunks: usize, wo
                 },
             };
             if let Some(aggregate) = aggregate {
-                let after = aggregate.and_then(|aggregate| match before {
-                    Some(before) => work.join(&mut scratch, at.group, before, &aggregate),
-                    None => Ok(aggregate),
-                });
-                // A chunk that cannot be folded fails here; scanning it would fail alike.
-                let _ = states[task].set(after.map_err(|error| fail(task, error)).ok());
+                publish(before, aggregate, &mut scratch);
             }
-            if let Err(error) = work.apply(&mut scratch, at, before) {
+            if let Err(error) = work.apply(&mut scratch, at, before, false) {
                 fail(task, error);
             }
         }

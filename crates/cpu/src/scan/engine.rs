@@ -18,20 +18,43 @@ pub(super) struct Outputs<'a> {
     pub pointers: &'a [*mut u8],
     /// Whether it goes there past the caches: all are then equally far from a multiple of a vector.
     pub stream: bool,
+    /// Where the first of them goes if it is streamed, and would go where nothing is stored; else null.
+    pub aligned: *mut u8,
+}
+
+impl Outputs<'_> {
+    /// No output at all: the pointers are null.
+    fn none(pointers: &[*mut u8]) -> Outputs<'_> {
+        Outputs { pointers, stream: false, aligned: std::ptr::null_mut() }
+    }
+}
+
+/// The fold of some positions.
+pub(super) struct Folded {
+    /// A carry of count 1; of no use while nothing is folded.
+    pub elements: Vec<u64>,
+    pub empty: bool,
+}
+
+impl Folded {
+    fn new(state: usize) -> Folded {
+        Folded { elements: vec![0; state], empty: true }
+    }
 }
 
 /// A combine function over arrays. Each of the state's elements is an array of its kind; a *carry* has
 /// `count` elements of each, those of element i from the eight-byte slot `i · count` on.
 pub(super) trait Combine: Sync {
     type Scratch;
-    /// Whether outputs may lie outside of the tile, and be streamed.
+    /// Whether outputs may lie outside of the tile, and be streamed; and whether a row's total may be asked for.
     const DIRECT: bool;
 
     /// Scratch for one thread.
     fn scratch(&self) -> Self::Scratch;
 
-    /// Scans `run.count` neighbouring positions, in memory order or the reverse. `carry`, of count 1, is
-    /// the state before them, unless `fresh`, and becomes the state after.
+    /// Scans `run.count` neighbouring positions, in memory order or the reverse. `carry` is the state before them,
+    /// and becomes the state after; beside it stands which of its elements have to be kept, if only for themselves.
+    /// The positions are folded into `total` as well.
     ///
     /// # Safety
     /// `inputs` and `outputs` are good for `run.count` elements and do not overlap.
@@ -41,8 +64,8 @@ pub(super) trait Combine: Sync {
         run: &Run,
         inputs: &[*const u8],
         outputs: Outputs,
-        carry: &mut [u64],
-        fresh: bool,
+        carry: (&mut Folded, &[bool]),
+        total: Option<&mut Folded>,
     ) -> Result<()>;
 
     /// Folds one position of `run.count` lanes into their state; where `fresh`, it becomes the state. Beside the
@@ -105,9 +128,9 @@ impl<C: Combine> Engine<'_, C> {
     fn row(
         &self,
         scratch: &mut Scratch<C::Scratch>,
-        row: usize,
-        chunk: usize,
-        (carry, mut fresh): (&mut [u64], bool),
+        (row, chunk): (usize, usize),
+        carry: &mut Folded,
+        mut total: Option<&mut Folded>,
         pass: Pass,
     ) -> Result<()> {
         self.walk.start_of_row(row, &mut scratch.start);
@@ -117,8 +140,7 @@ impl<C: Combine> Engine<'_, C> {
             while done < count {
                 let piece = self.edges.piece(position, count, done, self.walk.reverse);
                 done += piece.1;
-                self.piece(scratch, piece, (carry, fresh), pass)?;
-                fresh = false;
+                self.piece(scratch, piece, carry, total.as_deref_mut(), pass)?;
             }
         }
         Ok(())
@@ -129,22 +151,26 @@ impl<C: Combine> Engine<'_, C> {
         &self,
         scratch: &mut Scratch<C::Scratch>,
         (position, count): (usize, usize),
-        (carry, fresh): (&mut [u64], bool),
+        carry: &mut Folded,
+        total: Option<&mut Folded>,
         pass: Pass,
     ) -> Result<()> {
-        let Scratch { edges, combine, places, nowhere, inputs, outputs, start, .. } = scratch;
+        let Scratch { edges, combine, places, nowhere, inputs, outputs, start, all, .. } = scratch;
         let axis = start.len() - 1;
         start[axis] = position;
         let run = Run { start, axis, count };
         self.edges.elements(edges, &run, inputs)?;
-        let direct = pass == Pass::Apply && C::DIRECT && self.edges.direct(&run, outputs);
-        let to = match pass {
-            Pass::Aggregate => Outputs { pointers: nowhere, stream: false },
-            Pass::Apply if direct => Outputs { pointers: outputs, stream: self.edges.stream },
-            Pass::Apply => Outputs { pointers: places, stream: false },
+        let direct = C::DIRECT && self.edges.direct(&run, outputs);
+        let stream = direct && self.edges.stream;
+        let first = outputs.iter().copied().find(|output| stream && !output.is_null());
+        let aligned = first.unwrap_or(std::ptr::null_mut());
+        let (to, kept) = match pass {
+            Pass::Aggregate => (Outputs { pointers: nowhere, stream: false, aligned }, &all[..]),
+            Pass::Apply if direct => (Outputs { pointers: outputs, stream, aligned }, self.live),
+            Pass::Apply => (Outputs { pointers: places, stream: false, aligned }, self.live),
         };
         // SAFETY: the edges give `count` elements; so do the sinks, and the tile has room for as many.
-        unsafe { self.combine.row(combine, &run, inputs, to, carry, fresh)? };
+        unsafe { self.combine.row(combine, &run, inputs, to, (carry, kept), total)? };
         if pass == Pass::Apply && !direct {
             self.edges.results(edges, &run, places)?;
         }
@@ -170,8 +196,8 @@ impl<C: Combine> Engine<'_, C> {
             self.edges.elements(edges, &run, inputs)?;
             let direct = pass == Pass::Apply && C::DIRECT && self.edges.direct(&run, outputs);
             let to = match direct {
-                true => Outputs { pointers: outputs, stream: self.edges.stream },
-                false => Outputs { pointers: nowhere, stream: false },
+                true => Outputs { stream: self.edges.stream, ..Outputs::none(outputs) },
+                false => Outputs::none(nowhere),
             };
             // SAFETY: the edges give `count` elements; the carry and the sinks have as many.
             unsafe { self.combine.lanes(combine, &run, inputs, (&state, kept), to, fresh)? };
@@ -220,17 +246,25 @@ impl<C: Combine> Chunks for Engine<'_, C> {
         })
     }
 
+    fn has_totals(&self) -> bool {
+        C::DIRECT && self.walk.direction == Direction::Row
+    }
+
     fn aggregate(&self, scratch: &mut Self::Scratch, task: Task) -> Result<Vec<u64>> {
-        let (_, _, count) = self.group(task.group);
-        let mut carry = vec![0; self.live.len() * count];
         match self.walk.direction {
             Direction::Row => {
                 let row = self.walk.rows(task.group).start;
-                self.row(scratch, row, task.chunk, (&mut carry, true), Pass::Aggregate)?
+                let mut carry = Folded::new(self.live.len());
+                self.row(scratch, (row, task.chunk), &mut carry, None, Pass::Aggregate)?;
+                Ok(carry.elements)
             }
-            Direction::Column => self.lanes(scratch, task, (&mut carry, true), Pass::Aggregate)?,
+            Direction::Column => {
+                let (_, _, count) = self.group(task.group);
+                let mut carry = vec![0; self.live.len() * count];
+                self.lanes(scratch, task, (&mut carry, true), Pass::Aggregate)?;
+                Ok(carry)
+            }
         }
-        Ok(carry)
     }
 
     fn join(
@@ -244,7 +278,7 @@ impl<C: Combine> Chunks for Engine<'_, C> {
         let (mut joined, run) = (left.clone(), Run { start: &start, axis, count });
         let inputs: Vec<*const u8> = right.chunks_exact(count).map(|part| part.as_ptr().cast()).collect();
         let state = parts(&mut joined, count);
-        let nowhere = Outputs { pointers: &scratch.nowhere, stream: false };
+        let nowhere = Outputs::none(&scratch.nowhere);
         // SAFETY: both have `count` elements.
         unsafe {
             self.combine.lanes(&mut scratch.combine, &run, &inputs, (&state, &scratch.all), nowhere, false)?
@@ -252,18 +286,32 @@ impl<C: Combine> Chunks for Engine<'_, C> {
         Ok(joined)
     }
 
-    fn apply(&self, scratch: &mut Self::Scratch, task: Task, before: Option<&Vec<u64>>) -> Result<()> {
-        let (_, _, count) = self.group(task.group);
-        let fresh = before.is_none();
-        let mut carry = before.cloned().unwrap_or_else(|| vec![0; self.live.len() * count]);
+    fn apply(
+        &self,
+        scratch: &mut Self::Scratch,
+        task: Task,
+        before: Option<&Vec<u64>>,
+        totals: bool,
+    ) -> Result<Option<Vec<u64>>> {
+        let mut total = totals.then(|| Folded::new(self.live.len()));
         match self.walk.direction {
-            Direction::Row => self
-                .walk
-                .rows(task.group)
-                .try_for_each(|row| self.row(scratch, row, task.chunk, (&mut carry, fresh), Pass::Apply))?,
-            Direction::Column => self.lanes(scratch, task, (&mut carry, fresh), Pass::Apply)?,
+            Direction::Row => {
+                let mut carry = Folded::new(self.live.len());
+                for row in self.walk.rows(task.group) {
+                    carry.empty = before.is_none();
+                    if let Some(before) = before {
+                        carry.elements.clone_from(before);
+                    }
+                    self.row(scratch, (row, task.chunk), &mut carry, total.as_mut(), Pass::Apply)?;
+                }
+            }
+            Direction::Column => {
+                let (_, _, count) = self.group(task.group);
+                let mut carry = before.cloned().unwrap_or_else(|| vec![0; self.live.len() * count]);
+                self.lanes(scratch, task, (&mut carry, before.is_none()), Pass::Apply)?;
+            }
         }
         store::fence();
-        Ok(())
+        Ok(total.map(|total| total.elements))
     }
 }

@@ -9,7 +9,7 @@ use tilewright_ir::Result;
 use tilewright_plan::{Kind, Scan};
 
 use super::edges::{Run, dtype_of};
-use super::engine::{Combine, Outputs};
+use super::engine::{Combine, Folded, Outputs};
 use super::source::{Bound, bind, feed};
 use crate::Isa;
 use crate::memory::{Aligned, Array, Memory};
@@ -151,9 +151,10 @@ impl Combine for Compiled {
         run: &Run,
         inputs: &[*const u8],
         outputs: Outputs,
-        carry: &mut [u64],
-        fresh: bool,
+        (carry, _): (&mut Folded, &[bool]),
+        _: Option<&mut Folded>,
     ) -> Result<()> {
+        let fresh = std::mem::replace(&mut carry.empty, false);
         let Scratch { machine, tile, totals } = scratch.as_mut().map_err(|error| error.clone())?;
         let segments = Segments::of(run.count, self.reverse);
         let Segments { steps, lanes, .. } = segments;
@@ -164,8 +165,10 @@ impl Combine for Compiled {
         let local = panel(tile, lanes);
         let [first, second] = totals;
         let (mut total, mut other) = (panel(first, 0), panel(second, 0));
-        let carried =
-            Panel { data: carry.iter_mut().map(|slot| (&raw mut *slot).cast()).collect(), row_stride: 0 };
+        let carried = Panel {
+            data: carry.elements.iter_mut().map(|slot| (&raw mut *slot).cast()).collect(),
+            row_stride: 0,
+        };
         // SAFETY: the tile has room for `steps · lanes` elements of each, the totals for `lanes`; panels of
         // one call are disjoint or the same.
         unsafe {

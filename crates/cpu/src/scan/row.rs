@@ -21,10 +21,19 @@ pub(super) struct RowArguments<E, const S: usize> {
     pub outputs: [*mut E; S],
     /// Whether it goes there past the caches: all outputs are then equally far from a multiple of a vector.
     pub stream: bool,
+    /// What vectors are aligned to, whether anything is stored or not; null where it does not matter. How elements are
+    /// grouped depends on it, and so do the last bits of their fold.
+    pub aligned: *mut E,
     pub count: usize,
     /// The state before the first position, unless `fresh`; becomes the state after the last.
     pub carry: [*mut E; S],
     pub fresh: bool,
+    /// The fold of these positions and those before them in the chunk, unless `alone`; null where it is not wanted.
+    pub total: [*mut E; S],
+    pub alone: bool,
+    /// Whether the carry of what stands aside ([`Monoid::ASIDE`]) is wanted. If not, it is 0: a product of many
+    /// coefficients becomes subnormal, which is slow.
+    pub aside: bool,
 }
 
 /// Scans `count` contiguous positions.
@@ -37,62 +46,102 @@ impl<L: Lanes, M: Monoid<S>, const S: usize, const REVERSE: bool> Kernel for Row
     /// The pointers are good for `count` elements; inputs and outputs do not overlap.
     #[inline(always)]
     unsafe fn run<Isa: Machine>(arguments: &Self::Arguments) {
-        let RowArguments { outputs, stream, count, carry, fresh, .. } = arguments;
-        let first = outputs.iter().find(|output| !output.is_null());
-        let head = match first {
-            Some(&output) if *stream && REVERSE => past::<L>(output.wrapping_add(*count)),
-            Some(&output) if *stream => (L::WIDTH - past::<L>(output)) % L::WIDTH,
-            _ => 0,
+        let RowArguments { outputs, stream, aligned, count, carry, fresh, total, alone, .. } = arguments;
+        let head = match aligned {
+            aligned if aligned.is_null() => 0,
+            aligned if REVERSE => past::<L>(aligned.wrapping_add(*count)),
+            aligned => (L::WIDTH - past::<L>(*aligned)) % L::WIDTH,
         };
         let head = head.min(*count);
         let whole = head + (count - head) / L::WIDTH * L::WIDTH;
         let place = |position: usize, width: usize| {
             if REVERSE { count - position - width } else { position }
         };
-        // SAFETY: the carry has one element of each, here and below.
-        let mut state: Option<[L::Element; S]> = (!fresh).then(|| from_fn(|i| unsafe { *carry[i] }));
+        let wanted = outputs.iter().any(|output| !output.is_null());
+        // SAFETY: the carry has one element of each, and so has the total, here and below.
+        let mut folds: Folds<L, S> = unsafe {
+            Folds {
+                carry: (!fresh).then(|| from_fn(|i| *carry[i])),
+                totals: !total[0].is_null(),
+                total: (!total[0].is_null() && !alone).then(|| from_fn(|i| *total[i])),
+            }
+        };
+        folds.settle::<M>(arguments.aside);
         for position in 0..head {
             // SAFETY: position < count.
-            state = Some(unsafe {
-                scan::<L::Single, M, S, REVERSE>(arguments, place(position, 1), state, false)
-            });
+            let end = unsafe {
+                scan::<L::Single, M, S, REVERSE>(arguments, place(position, 1), folds.carry, false)
+            };
+            folds.add::<M, REVERSE>(end, arguments.aside);
         }
         let mut next = head;
-        let wanted = first.is_some();
-        if wanted && state.is_none() && next < whole {
+        if wanted && folds.carry.is_none() && next < whole {
             // SAFETY: next + WIDTH ≤ count; past `head`, outputs are aligned, here and below.
-            state =
-                Some(unsafe { scan::<L, M, S, REVERSE>(arguments, place(next, L::WIDTH), None, *stream) });
+            let end = unsafe { scan::<L, M, S, REVERSE>(arguments, place(next, L::WIDTH), None, *stream) };
+            folds.add::<M, REVERSE>(end, arguments.aside);
             next += L::WIDTH;
         }
         while L::BLOCKS && next + 4 * L::WIDTH <= whole {
             let at = place(next, 4 * L::WIDTH);
             // SAFETY: next + 4 · WIDTH ≤ count.
-            state = Some(unsafe {
-                match state {
+            let end = unsafe {
+                match folds.carry {
                     Some(before) if wanted => block::<L, M, S, REVERSE>(arguments, at, before, *stream),
-                    before => fold::<L, M, S, REVERSE>(arguments, at, before),
+                    _ => fold::<L, M, S, REVERSE>(arguments, at),
                 }
-            });
+            };
+            folds.add::<M, REVERSE>(end, arguments.aside);
             next += 4 * L::WIDTH;
         }
         for position in (next..whole).step_by(L::WIDTH) {
             // SAFETY: position + WIDTH ≤ count.
-            state = Some(unsafe {
-                scan::<L, M, S, REVERSE>(arguments, place(position, L::WIDTH), state, *stream)
-            });
+            let end = unsafe {
+                scan::<L, M, S, REVERSE>(arguments, place(position, L::WIDTH), folds.carry, *stream)
+            };
+            folds.add::<M, REVERSE>(end, arguments.aside);
         }
         for position in whole..*count {
             // SAFETY: position < count.
-            state = Some(unsafe {
-                scan::<L::Single, M, S, REVERSE>(arguments, place(position, 1), state, false)
-            });
+            let end = unsafe {
+                scan::<L::Single, M, S, REVERSE>(arguments, place(position, 1), folds.carry, false)
+            };
+            folds.add::<M, REVERSE>(end, arguments.aside);
         }
-        if let Some(state) = state {
+        for (folded, to) in [(folds.carry, carry), (folds.total, total)] {
+            let Some(folded) = folded else { continue };
             for i in 0..S {
                 // SAFETY: as above.
-                unsafe { *carry[i] = state[i] };
+                unsafe { *to[i] = folded[i] };
             }
+        }
+    }
+}
+
+/// What is folded so far.
+struct Folds<L: Lanes, const S: usize> {
+    carry: Option<[L::Element; S]>,
+    /// Whether a total is asked for.
+    totals: bool,
+    total: Option<[L::Element; S]>,
+}
+
+impl<L: Lanes, const S: usize> Folds<L, S> {
+    /// Adds what further elements come to.
+    #[inline(always)]
+    fn add<M: Monoid<S>, const REVERSE: bool>(&mut self, end: [L::Element; S], aside: bool) {
+        self.carry = Some(after::<L, M, S, REVERSE>(self.carry, end));
+        self.settle::<M>(aside);
+        if self.totals {
+            self.total = Some(after::<L, M, S, REVERSE>(self.total, end));
+        }
+    }
+
+    #[inline(always)]
+    fn settle<M: Monoid<S>>(&mut self, aside: bool) {
+        if let Some(carry) = &mut self.carry
+            && !aside
+        {
+            carry[..M::ASIDE].fill(L::Element::default());
         }
     }
 }
@@ -149,17 +198,18 @@ unsafe fn runs<L: Lanes, M: Monoid<S>, const S: usize, const REVERSE: bool>(
     (columns, totals)
 }
 
-/// The state before some elements and what they come to, combined.
+/// The state before some elements, if there is any, and what they come to, combined.
 #[inline(always)]
 fn after<L: Lanes, M: Monoid<S>, const S: usize, const REVERSE: bool>(
-    before: [L::Element; S],
+    before: Option<[L::Element; S]>,
     end: [L::Element; S],
 ) -> [L::Element; S] {
+    let Some(before) = before else { return end };
     let single = |state: [L::Element; S]| state.map(L::Single::splat);
     L::Single::scan::<M, S>(M::combine(single(before), single(end)), REVERSE).1
 }
 
-/// Folds the block at `at`, and gives the state after it.
+/// What the block at `at` comes to.
 ///
 /// # Safety
 /// As [`runs`].
@@ -167,15 +217,13 @@ fn after<L: Lanes, M: Monoid<S>, const S: usize, const REVERSE: bool>(
 unsafe fn fold<L: Lanes, M: Monoid<S>, const S: usize, const REVERSE: bool>(
     arguments: &RowArguments<L::Element, S>,
     at: usize,
-    before: Option<[L::Element; S]>,
 ) -> [L::Element; S] {
     // SAFETY: the caller's promise.
     let (_, totals) = unsafe { runs::<L, M, S, REVERSE>(arguments, at) };
-    let (_, end) = L::scan::<M, S>(totals, REVERSE);
-    before.map_or(end, |before| after::<L, M, S, REVERSE>(before, end))
+    L::scan::<M, S>(totals, REVERSE).1
 }
 
-/// Scans the block at `at`, and gives the state after it.
+/// Scans the block at `at`, and gives what it comes to by itself.
 ///
 /// # Safety
 /// The pointers are good for `at + 4 · WIDTH` elements; outputs are aligned there where `stream`.
@@ -216,10 +264,10 @@ unsafe fn block<L: Lanes, M: Monoid<S>, const S: usize, const REVERSE: bool>(
             }
         }
     }
-    after::<L, M, S, REVERSE>(before, end)
+    end
 }
 
-/// Scans the register at `at`, and gives the state after it.
+/// Scans the register at `at`, and gives what it comes to by itself.
 ///
 /// The carried state is kept as scalars: were it kept as broadcast vectors, the compiler would sum two
 /// broadcasts as the broadcast of a sum, and the shuffle would join the chain from register to register.
@@ -236,9 +284,9 @@ unsafe fn scan<L: Lanes, M: Monoid<S>, const S: usize, const REVERSE: bool>(
     // SAFETY: the caller's promise, here and below.
     let loaded = from_fn(|i| unsafe { L::load(arguments.inputs[i].add(at)) });
     let (local, end) = L::scan::<M, S>(loaded, REVERSE);
-    let (scanned, after) = match before {
-        Some(before) => (M::combine(before.map(L::splat), local), after::<L, M, S, REVERSE>(before, end)),
-        None => (local, end),
+    let scanned = match before {
+        Some(before) => M::combine(before.map(L::splat), local),
+        None => local,
     };
     for (vector, output) in scanned.into_iter().zip(arguments.outputs) {
         if !output.is_null() {
@@ -246,5 +294,5 @@ unsafe fn scan<L: Lanes, M: Monoid<S>, const S: usize, const REVERSE: bool>(
             unsafe { if stream { vector.stream(output.add(at)) } else { vector.store(output.add(at)) } }
         }
     }
-    after
+    end
 }

@@ -1,6 +1,5 @@
 //! Combine functions that have vector code of their own: which compiled kernels one takes.
 
-use std::array::from_fn;
 use std::marker::PhantomData;
 
 use tilewright_ir::Result;
@@ -8,7 +7,7 @@ use tilewright_plan::Kind;
 
 use super::column::{Column, ColumnArguments};
 use super::edges::Run;
-use super::engine::{Combine, Outputs};
+use super::engine::{Combine, Folded, Outputs};
 use super::lanes::{Element, Lanes, Portable};
 use super::monoid::{Affine, Greatest, Least, Monoid, Pattern, Product, Sum};
 use super::row::{Row, RowArguments};
@@ -93,17 +92,28 @@ impl<E: Element, const S: usize> Combine for Vector<E, S> {
         run: &Run,
         inputs: &[*const u8],
         outputs: Outputs,
-        carry: &mut [u64],
-        fresh: bool,
+        (carry, kept): (&mut Folded, &[bool]),
+        mut total: Option<&mut Folded>,
     ) -> Result<()> {
+        let null = std::ptr::null_mut();
         let arguments = RowArguments {
             inputs: self.order.map(|place| inputs[place].cast::<E>()),
             outputs: self.order.map(|place| outputs.pointers[place].cast::<E>()),
             stream: outputs.stream,
+            aligned: outputs.aligned.cast::<E>(),
             count: run.count,
-            carry: from_fn(|i| (&raw mut carry[self.order[i]]).cast::<E>()),
-            fresh,
+            carry: self.order.map(|place| (&raw mut carry.elements[place]).cast::<E>()),
+            fresh: carry.empty,
+            alone: total.as_ref().is_none_or(|total| total.empty),
+            total: self.order.map(|place| {
+                total.as_mut().map_or(null, |total| (&raw mut total.elements[place]).cast::<E>())
+            }),
+            aside: kept[self.order[0]],
         };
+        carry.empty = false;
+        if let Some(total) = total {
+            total.empty = false;
+        }
         // SAFETY: the caller's promise; the processor has the features that the kernels were chosen for.
         unsafe { (self.row)(&arguments) };
         Ok(())

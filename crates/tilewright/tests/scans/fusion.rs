@@ -94,6 +94,13 @@ fn large_results() {
                 slices.push(&mut output[start..start + bytes]);
             }
             program.run(&inputs, &mut slices, 2).unwrap();
+            let bits: Vec<Vec<u8>> = slices.iter().map(|slice| slice.to_vec()).collect();
+            // Which chunks are folded before they are scanned, and which in one pass, is up to the threads.
+            for threads in [1, 3, 8] {
+                slices.iter_mut().for_each(|slice| slice.fill(0xFF));
+                program.run(&inputs, &mut slices, threads).unwrap();
+                assert!(slices.iter().zip(&bits).all(|(x, y)| **x == y[..]), "{shape:?}, {threads} threads");
+            }
             for slice in slices {
                 let element = |x: &[u8]| f32::from_ne_bytes([x[0], x[1], x[2], x[3]]);
                 found.push(slice.chunks_exact(4).map(element).collect::<Vec<f32>>());

@@ -222,7 +222,7 @@ fn segments_that_are_continued_have_derivatives() {
     check("started afresh", &shapes, |x| scan(x, 3, false), 0);
     check("the carry", &shapes, |x| scan(x, 1, true), 1);
     check("before each position", &shapes, |x| exclusive(x, false), 0);
-    check("before each position, from the end", &shapes, |x| exclusive(x, true), 2);
+    check("before each position, from the end", &shapes, |x| exclusive(x, true), 1);
 }
 
 /// Of length 0, the elements come back; the carry is where it started (faults, row 13, and the table).
