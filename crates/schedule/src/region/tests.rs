@@ -131,6 +131,23 @@ fn an_index_of_a_computed_array_counts_from_its_end_and_is_clamped() {
     }
 }
 
+/// Each array has two readers: 2⁶⁰ ways lead to the table, and each array is looked at once.
+#[test]
+fn an_index_is_followed_through_each_array_once() {
+    let mut region = Graph::new();
+    let table = region.parameter(Type::new(DType::F32, [20]));
+    let index = region.parameter(Type::scalar(DType::I32));
+    let mut power = table;
+    for _ in 0..60 {
+        power = region.add1(Op::Binary(Binary::Mul), &[power, power], None).unwrap();
+    }
+    let element = region.add1(Op::Gather, &[power, index], None).unwrap();
+    region.set_results(vec![element]);
+    let program = lower_region(&region, &[Argument::Table(0), Argument::Input(0)]).unwrap();
+    // The index, its load, and the squares.
+    assert_eq!(program.instructions.len(), 62);
+}
+
 #[test]
 fn a_sum_too_long_is_refused_at_its_line() {
     let mut region = Graph::new();
