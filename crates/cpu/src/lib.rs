@@ -12,6 +12,7 @@
 mod attention;
 mod block_map;
 pub mod ceiling;
+pub mod clock;
 mod context;
 pub mod isa;
 mod loops;
