@@ -54,7 +54,9 @@ impl Scratch {
 struct Run<'a> {
     program: &'a TileProgram,
     tile: &'a Tile<'a>,
-    locations: &'a [Location],
+    locations: &'a mut [Location],
+    /// Places that loads of the strip are read in instead of their own.
+    moved: Vec<(usize, Location)>,
     /// The first row of the strip.
     start: usize,
     /// Rows of the strip.
@@ -101,7 +103,8 @@ impl TileProgram {
         let mut run = Run {
             program: self,
             tile,
-            locations: &scratch.locations,
+            locations: &mut scratch.locations,
+            moved: Vec::new(),
             start: 0,
             rows: tile.rows,
             ahead,
@@ -267,6 +270,9 @@ impl Run<'_> {
         };
         for start in (0..self.tile.rows).step_by(strip) {
             (self.start, self.rows) = (start, strip.min(self.tile.rows - start));
+            for (value, own) in self.moved.drain(..) {
+                self.locations[value] = own;
+            }
             for step in &section.steps {
                 // SAFETY: as the caller vouches.
                 unsafe { self.step(section.variance, step)? };
@@ -316,7 +322,7 @@ impl Run<'_> {
 
     /// # Safety
     /// As [`TileProgram::run`].
-    unsafe fn step(&self, at: Variance, step: &Step) -> std::result::Result<(), (usize, Fault)> {
+    unsafe fn step(&mut self, at: Variance, step: &Step) -> std::result::Result<(), (usize, Fault)> {
         let (rows, lanes) = self.extent(at);
         // SAFETY (all blocks): each location has room for the tile or strip, by construction or as the
         // caller vouches, and an output shares its buffer with no operand.
@@ -346,8 +352,26 @@ impl Run<'_> {
                 let ahead = if at == Variance::Full { self.ahead } else { (0, 0) };
                 let out = self.operand(at, load.out);
                 let lanes = Lanes { rows, lanes, out, indices: &indices, live: &live, ahead };
-                unsafe { load.run(&self.tile.tables[load.table], &lanes) }
-                    .map_err(|fault| (load.table, fault))?
+                let table = &self.tile.tables[load.table];
+                let in_place = match self.program.values[load.out].place {
+                    ValuePlace::Strip(_) if at == Variance::Full => unsafe { load.in_place(table, &lanes) },
+                    ValuePlace::Strip(_)
+                    | ValuePlace::Uniform(_)
+                    | ValuePlace::RowVector(_)
+                    | ValuePlace::ColumnVector(_)
+                    | ValuePlace::DiagonalVector(_)
+                    | ValuePlace::Panel(_)
+                    | ValuePlace::Unplaced => None,
+                };
+                match in_place {
+                    Some((data, row)) => {
+                        self.moved.push((load.out, self.locations[load.out]));
+                        self.locations[load.out] = Location { data, row, whole: false };
+                    }
+                    None => {
+                        unsafe { load.run(table, &lanes) }.map_err(|fault| (load.table, fault))?;
+                    }
+                }
             }
         }
         Ok(())

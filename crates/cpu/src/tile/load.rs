@@ -34,6 +34,7 @@ pub(super) struct Fault {
 }
 
 /// The lanes that a load runs over, and what it needs of them.
+#[derive(Clone, Copy)]
 pub(super) struct Lanes<'a> {
     pub rows: usize,
     pub lanes: usize,
@@ -51,6 +52,15 @@ const CHUNK: usize = 256;
 
 /// Bytes of a line of the cache.
 const LINE: usize = 64;
+
+/// Rows of a table.
+struct LinearRows {
+    first: *const u8,
+    /// Elements from row to row.
+    distance: isize,
+    /// Elements from lane to lane.
+    lane: isize,
+}
 
 impl Load {
     /// A load that moves along its table by a constant stride.
@@ -108,6 +118,20 @@ impl Load {
         Ok(())
     }
 
+    /// Where rows lie in the table whose elements are values that stand side by side there, at a constant distance;
+    /// nothing where they have to be moved. What will be loaded next is asked for.
+    ///
+    /// # Safety
+    /// As [`Load::run`].
+    pub unsafe fn in_place(&self, table: &Array, lanes: &Lanes) -> Option<(*mut u8, isize)> {
+        let steps = self.steps.as_ref().filter(|_| self.convert.native)?;
+        // SAFETY: as the caller vouches.
+        let rows =
+            unsafe { self.linear_rows(table, lanes, 0, lanes.rows, steps) }.filter(|rows| rows.lane == 1)?;
+        self.ask_ahead(&rows, lanes);
+        Some((rows.first.cast_mut(), rows.distance * self.convert.size))
+    }
+
     /// Copies rows whose indices are linear, if they are at a constant distance and all their ends are in the table.
     /// Gives whether they were.
     unsafe fn copy_rows(
@@ -119,36 +143,59 @@ impl Load {
         steps: &[i64],
     ) -> bool {
         // SAFETY: as the caller of `run` vouches.
-        let place = |row| unsafe { self.row_place(table, lanes, start + row, steps) };
-        let Some((first, from_lane)) = place(0) else { return false };
-        let mut distance = 0;
-        for row in 1..rows {
-            let Some((offset, _)) = place(row) else { return false };
-            if row == 1 {
-                distance = offset - first;
-            } else if offset != first + row as isize * distance {
-                return false;
-            }
-        }
+        let Some(from) = (unsafe { self.linear_rows(table, lanes, start, rows, steps) }) else {
+            return false;
+        };
         let arguments = Move {
             rows,
             lanes: lanes.lanes,
-            from: table.data.wrapping_offset(first * self.convert.size),
-            from_row: distance * self.convert.size,
-            from_lane,
+            from: from.first,
+            from_row: from.distance * self.convert.size,
+            from_lane: from.lane,
             to: lanes.out.data.wrapping_offset(start as isize * lanes.out.row),
             to_row: lanes.out.row,
             to_lane: 1,
         };
         // SAFETY: the first and the last element of each row are in the table, so are those between them.
         unsafe { (self.convert.kernel)(&arguments) };
-        if lanes.ahead != (0, 0) {
-            let (rows, columns) = lanes.ahead;
-            let elements = rows * distance + columns * from_lane;
-            let from = arguments.from.wrapping_offset(elements * self.convert.size);
-            prefetch(&Move { from, ..arguments }, from_lane * self.convert.size);
-        }
+        self.ask_ahead(&from, &Lanes { rows, ..*lanes });
         true
+    }
+
+    /// Rows whose indices are linear, if they are at a constant distance and all their ends are in the table.
+    unsafe fn linear_rows(
+        &self,
+        table: &Array,
+        lanes: &Lanes,
+        start: usize,
+        rows: usize,
+        steps: &[i64],
+    ) -> Option<LinearRows> {
+        // SAFETY: as the caller of `run` vouches.
+        let place = |row| unsafe { self.row_place(table, lanes, start + row, steps) };
+        let (first, lane) = place(0)?;
+        let mut distance = 0;
+        for row in 1..rows {
+            let (offset, _) = place(row)?;
+            if row == 1 {
+                distance = offset - first;
+            } else if offset != first + row as isize * distance {
+                return None;
+            }
+        }
+        let first = table.data.wrapping_offset(first * self.convert.size);
+        Some(LinearRows { first, distance, lane })
+    }
+
+    /// Asks for what lies as far on as the next tile.
+    fn ask_ahead(&self, from: &LinearRows, lanes: &Lanes) {
+        let (rows, columns) = lanes.ahead;
+        if (rows, columns) == (0, 0) {
+            return;
+        }
+        let size = self.convert.size;
+        let next = from.first.wrapping_offset((rows * from.distance + columns * from.lane) * size);
+        prefetch(next, (lanes.rows, from.distance * size), (lanes.lanes, from.lane * size));
     }
 
     /// Where the first element of a row lies in the table, and by how much it moves from lane to lane; none where
@@ -257,15 +304,13 @@ impl Load {
     }
 }
 
-/// Asks for the lines of the cache that a copy reads, for lanes so many bytes apart.
-fn prefetch(copy: &Move, lane: isize) {
-    let rows = (copy.rows, copy.from_row);
-    let lanes = (copy.lanes, lane);
+/// Asks for the lines of the cache that hold rows of lanes: how many there are of each, and how many bytes apart.
+fn prefetch(from: *const u8, rows: (usize, isize), lanes: (usize, isize)) {
     // The lines run along the axis on which elements are nearer.
-    let (along, across) = if lane.abs() <= copy.from_row.abs() { (lanes, rows) } else { (rows, lanes) };
+    let (along, across) = if lanes.1.abs() <= rows.1.abs() { (lanes, rows) } else { (rows, lanes) };
     let length = (along.0 as isize - 1) * along.1;
     for i in 0..across.0 as isize {
-        let start = copy.from.wrapping_offset(i * across.1).wrapping_offset(length.min(0));
+        let start = from.wrapping_offset(i * across.1).wrapping_offset(length.min(0));
         for byte in (0..=length.unsigned_abs()).step_by(LINE) {
             isa::prefetch(start.wrapping_add(byte));
         }

@@ -5,7 +5,7 @@ use tilewright_plan::{Kind, Operation};
 
 use super::compile::unsupported;
 use super::convert::{bf16_bits, bf16_value, f16_bits, f16_value};
-use super::map::{Map1, Map2, Span, choose, map1, map2};
+use super::map::{Map1, Map2, Span, choose, divide, map1, map2};
 use crate::isa::{Compiled, Isa, Machine};
 use crate::math::{double, integer, philox, single, widened};
 
@@ -192,7 +192,7 @@ fn binary(function: Binary, kind: Kind, isa: Isa) -> Option<Compiled<Span>> {
             Binary::Add => two!(isa, f32 => f32, |x, y| x + y),
             Binary::Sub => two!(isa, f32 => f32, |x, y| x - y),
             Binary::Mul => two!(isa, f32 => f32, |x, y| x * y),
-            Binary::Div => two!(isa, f32 => f32, |x, y| x / y),
+            Binary::Div => Some(divide(isa)),
             Binary::Rem => two!(isa, f32 => f32, |x, y| single::rem(x, y)),
             Binary::Pow => two!(isa, M, f32 => f32, |x, y| widened::pow::<M>(x, y)),
             Binary::Max => two!(isa, f32 => f32, |x, y| single::max(x, y)),
