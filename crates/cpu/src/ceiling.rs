@@ -36,7 +36,7 @@ impl<const LANES: usize> Kernel for Chains<LANES> {
 /// Floating-point operations a second (a multiply-add counts twice) of `threads` threads at once, in `f32`: the best
 /// of several tries.
 pub fn multiply_add_rate(isa: Isa, threads: usize) -> f64 {
-    let wide = isa.name() == "avx512";
+    let wide = matches!(isa.name(), "avx512" | "avx512bf16" | "amx");
     let work = move || {
         let cell = std::cell::Cell::new(black_box(0.999_999));
         // SAFETY: the kernel reads and writes only its argument; the caller names a set that the machine has.

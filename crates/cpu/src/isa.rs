@@ -22,6 +22,12 @@ pub enum Isa {
     /// 512-bit vectors (F, BW, DQ, VL).
     #[cfg(target_arch = "x86_64")]
     Avx512,
+    /// [`Isa::Avx512`], and dot products of pairs of `bf16` (`vdpbf16ps`).
+    #[cfg(target_arch = "x86_64")]
+    Avx512Bf16,
+    /// [`Isa::Avx512Bf16`], and products of small `bf16` matrices (AMX).
+    #[cfg(target_arch = "x86_64")]
+    Amx,
     /// 128-bit vectors and fused multiply-add.
     #[cfg(target_arch = "aarch64")]
     Neon,
@@ -45,6 +51,14 @@ impl Isa {
                     && is_x86_feature_detected!("avx512vl")
                 {
                     sets.push(Isa::Avx512);
+                    if is_x86_feature_detected!("avx512bf16") {
+                        // Intel's dot products are no faster than multiply-adds, which need no second part.
+                        let last = if is_from_intel() { sets.len() - 1 } else { sets.len() };
+                        sets.insert(last, Isa::Avx512Bf16);
+                        if may_use_tiles() {
+                            sets.push(Isa::Amx);
+                        }
+                    }
                 }
             }
         }
@@ -54,7 +68,7 @@ impl Isa {
     }
 
     /// The set to use where nothing else is asked for: the best that the machine has, or the one that the
-    /// environment variable `TILEWRIGHT_ISA` names (`portable`, `avx2`, `avx512`, `neon`) if the machine
+    /// environment variable `TILEWRIGHT_ISA` names (`portable`, `avx2`, `avx512`, `avx512bf16`, `amx`, `neon`) if the machine
     /// has it. Read once.
     pub fn preferred() -> Isa {
         static PREFERRED: OnceLock<Isa> = OnceLock::new();
@@ -74,10 +88,47 @@ impl Isa {
             Isa::Avx2 => "avx2",
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512 => "avx512",
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512Bf16 => "avx512bf16",
+            #[cfg(target_arch = "x86_64")]
+            Isa::Amx => "amx",
             #[cfg(target_arch = "aarch64")]
             Isa::Neon => "neon",
         }
     }
+}
+
+/// Whether Intel made the processor.
+#[cfg(target_arch = "x86_64")]
+fn is_from_intel() -> bool {
+    let vendor = std::arch::x86_64::__cpuid(0);
+    [vendor.ebx, vendor.edx, vendor.ecx].map(u32::to_le_bytes).concat() == b"GenuineIntel"
+}
+
+/// Whether the machine multiplies tiles of `bf16` and the system lets this process do so: Linux, which keeps room for
+/// the tiles of those threads only that want them, has to be asked once.
+#[cfg(target_arch = "x86_64")]
+fn may_use_tiles() -> bool {
+    #[cfg(all(target_os = "linux", target_pointer_width = "64"))]
+    {
+        unsafe extern "C" {
+            fn syscall(number: i64, ...) -> i64;
+        }
+        const ARCH_PRCTL: i64 = 158;
+        const REQUEST_PERMISSION: i64 = 0x1023;
+        const TILE_DATA: i64 = 18;
+        const AMX_BF16: u32 = 1 << 22;
+        const AMX_TILE: u32 = 1 << 24;
+        static MAY: OnceLock<bool> = OnceLock::new();
+        *MAY.get_or_init(|| {
+            let features = std::arch::x86_64::__cpuid_count(7, 0).edx;
+            // SAFETY: a system call that takes numbers only; a system that does not know it says so.
+            let asked = || unsafe { syscall(ARCH_PRCTL, REQUEST_PERMISSION, TILE_DATA) } == 0;
+            features & AMX_BF16 != 0 && features & AMX_TILE != 0 && asked()
+        })
+    }
+    #[cfg(not(all(target_os = "linux", target_pointer_width = "64")))]
+    false
 }
 
 /// What vector code may ask of the machine that it is compiled for.
@@ -112,13 +163,14 @@ impl Machine for Plain {
     const FUSED: bool = false;
 }
 
-/// Asks for the line of the cache that holds an address, which need not be good.
+/// Asks for the line that holds an address, which need not be good, to be brought to the second-level cache: what a tile
+/// of pairs will need would not stay in the first until then.
 #[inline(always)]
 pub(crate) fn prefetch(address: *const u8) {
     #[cfg(target_arch = "x86_64")]
     // SAFETY: a prefetch reads nothing that the program sees.
     unsafe {
-        std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(address.cast());
+        std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T1 }>(address.cast());
     }
     #[cfg(not(target_arch = "x86_64"))]
     let _ = address;
@@ -146,7 +198,7 @@ pub fn select<K: Kernel>(isa: Isa) -> Compiled<K::Arguments> {
         #[cfg(target_arch = "x86_64")]
         Isa::Avx2 => avx2::<K>,
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx512 => avx512::<K>,
+        Isa::Avx512 | Isa::Avx512Bf16 | Isa::Amx => avx512::<K>,
         #[cfg(target_arch = "aarch64")]
         Isa::Neon => neon::<K>,
     }

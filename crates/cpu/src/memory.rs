@@ -185,7 +185,7 @@ pub(crate) fn broken(message: impl Into<String>) -> Error {
 /// A zeroed, aligned allocation of plain numbers that can fail.
 pub struct Aligned<T: Number> {
     allocation: *mut u8,
-    /// The first multiple of [`ALIGNMENT`] in the allocation.
+    /// The first multiple of its alignment in the allocation.
     data: *mut T,
     length: usize,
 }
@@ -225,8 +225,11 @@ impl<T: Number> Aligned<T> {
         if allocation.is_null() {
             return Err(out_of_memory(layout.size()));
         }
-        let data = allocation.map_addr(|address| address.next_multiple_of(ALIGNMENT)).cast();
-        Ok(Aligned { allocation, data, length })
+        let data = allocation.map_addr(|address| address.next_multiple_of(alignment::<T>(length)));
+        if alignment::<T>(length) == HUGE {
+            ask_for_huge_pages(data, length * size_of::<T>());
+        }
+        Ok(Aligned { allocation, data: data.cast(), length })
     }
 
     /// The first element, for code that shares the allocation out itself: no slice of it may be held where it
@@ -238,9 +241,34 @@ impl<T: Number> Aligned<T> {
     /// With room to align the numbers. To ask the allocator for alignment would have it write the zeros, also where
     /// the system gives fresh pages of them, which whoever writes first had better touch.
     fn layout(length: usize) -> Option<Layout> {
-        let bytes = length.checked_mul(size_of::<T>())?.checked_add(ALIGNMENT)?;
+        let bytes = length.checked_mul(size_of::<T>())?.checked_add(alignment::<T>(length))?;
         Layout::from_size_align(bytes, align_of::<T>()).ok()
     }
+}
+
+/// Bytes of a huge page, and those that an array has at least to lie on such.
+const HUGE: usize = 2 << 20;
+
+/// Of an array of so many numbers.
+fn alignment<T>(length: usize) -> usize {
+    let large = cfg!(target_os = "linux") && length.saturating_mul(size_of::<T>()) >= HUGE;
+    if large { HUGE } else { ALIGNMENT }
+}
+
+/// Asks the system for large pages, of which it has to hand out fewer: to touch new memory a small page at a time takes
+/// as long as much of the work on it.
+fn ask_for_huge_pages(data: *mut u8, bytes: usize) {
+    #[cfg(target_os = "linux")]
+    {
+        unsafe extern "C" {
+            fn madvise(address: *mut std::ffi::c_void, bytes: usize, advice: i32) -> i32;
+        }
+        const HUGE_PAGE: i32 = 14;
+        // SAFETY: advice about memory of our own, which may be ignored; `data` is the start of a page.
+        unsafe { madvise(data.cast(), bytes, HUGE_PAGE) };
+    }
+    #[cfg(not(target_os = "linux"))]
+    let _ = (data, bytes);
 }
 
 fn out_of_memory(bytes: usize) -> Error {

@@ -12,9 +12,9 @@ use tilewright_ir::{DType, Result};
 use tilewright_plan::attention::AttentionShape;
 use tilewright_plan::{AttentionBackward, Operation, View};
 
-use super::operands::{Layout, Operands, Packed, Shared, column, key_place, matrix, panel_width};
+use super::factors::Factors;
+use super::operands::{Operands, Shared, column, key_place, matrix, panel_width};
 use super::pack::Strided;
-use super::product::{Left, Target, product, width};
 use super::reductions::{Division, Reductions, Terms};
 use super::regions::{Admitted, Pairs, Panel, Regions};
 use super::segments::{Segment, pieces, queries_of};
@@ -26,19 +26,22 @@ use crate::tile::{self, Stage, Tile};
 /// Queries of a panel.
 const QUERIES: usize = 64;
 /// Keys of a panel; a multiple of every panel's width.
-const KEYS: usize = 128;
+pub(super) const KEYS: usize = 128;
 /// Units that there should be, for threads to share.
 const UNITS: usize = 16;
 /// Elements between rows of a panel; a little more than its keys, so that rows do not meet in one cache set.
-const STRIDE: usize = KEYS + 16;
+pub(super) const STRIDE: usize = KEYS + 16;
+/// Rows behind those of a head's queries, for products in whole blocks of rows.
+pub(super) const SPARE: usize = 32;
 
-/// Runs the gradient of attention in the score type `S`.
+/// Runs the gradient of attention in the score type `S`, its products by `factors`.
 pub(super) fn backward<S: Dispatch>(
     kernel: &AttentionBackward,
+    operands: &Operands,
+    factors: &impl Factors<S>,
     memory: &Memory,
     context: &Context,
 ) -> Result<()> {
-    let operands = Operands::new(&kernel.attention, memory)?;
     let shape = operands.shape;
     let AttentionShape { batch, heads, key_batch, key_heads, queries, keys, head_size, value_size } = shape;
     let dtype = kernel.attention.dtype;
@@ -49,17 +52,14 @@ pub(super) fn backward<S: Dispatch>(
     let query_cotangent = written(&kernel.query_cotangent, [batch, heads, queries, head_size])?;
     let key_cotangent = written(&kernel.key_cotangent, [key_batch, key_heads, keys, head_size])?;
     let value_cotangent = written(&kernel.value_cotangent, [key_batch, key_heads, keys, value_size])?;
-    let output_extents = [batch, heads, queries, value_size];
-    let output_cotangent = matrix(&memory.read(&kernel.output_cotangent, dtype, &output_extents)?);
 
-    let rows = Rows::new(kernel, &operands, memory, context)?;
-    let queried = |size| [batch, heads, queries, size];
-    let keyed = |size| [key_batch, key_heads, keys, size];
+    let rows = Rows::new(kernel, operands, memory, context)?;
     let scale = operands.scale;
     let division = Division::new(kernel, key_batch * key_heads, keys.div_ceil(KEYS), UNITS);
     let splits = division.splits;
     let padded = head_size.next_multiple_of(panel_width::<S>(context.isa));
-    let query_sums = query_cotangent.map(|_| Shared::new(splits * batch * heads * queries * padded));
+    let query_sums =
+        query_cotangent.map(|_| Shared::new(splits * batch * heads * (queries + SPARE) * padded));
     let mut call = Call {
         shape,
         rows,
@@ -67,11 +67,7 @@ pub(super) fn backward<S: Dispatch>(
         reductions: Reductions::new(kernel, division, memory, context)?,
         terms: Term::of(kernel),
         score_dtype: super::score_dtype(dtype),
-        queries: Packed::<S>::new(context, operands.query, queried(head_size), scale, Layout::Rows)?,
-        cotangents: Packed::new(context, output_cotangent, queried(value_size), 1.0, Layout::Rows)?,
-        keys: Packed::new(context, operands.key, keyed(head_size), 1.0, Layout::Transposed)?,
-        key_rows: Packed::new(context, operands.key, keyed(head_size), 1.0, Layout::Rows)?,
-        values: Packed::new(context, operands.value, keyed(value_size), 1.0, Layout::Transposed)?,
+        factors,
         key_cotangent,
         value_cotangent,
         splits,
@@ -79,12 +75,12 @@ pub(super) fn backward<S: Dispatch>(
         query_stride: padded,
     };
     context.parallel(division.lanes, |lane| {
-        let mut scratch = Scratch::new(&call, context)?;
+        let mut scratch = Scratch::new(&call)?;
         for (head, split) in division.units(lane, key_batch * key_heads) {
             let place = (head / key_heads, head % key_heads);
             let unit = Unit { call: &call, place, split, lane, scratch: &mut scratch };
             // SAFETY: the context's instruction set is the machine's; units write disjoint places.
-            unsafe { S::dispatch(context.isa, unit)? };
+            unsafe { factors.dispatch(context.isa, unit)? };
         }
         Ok(())
     })?;
@@ -97,7 +93,7 @@ pub(super) fn backward<S: Dispatch>(
             for query in block * QUERIES..((block + 1) * QUERIES).min(queries) {
                 row.fill(0.0);
                 for split in 0..splits {
-                    let at = ((split * batch * heads + head) * queries + query) * padded;
+                    let at = ((split * batch * heads + head) * (queries + SPARE) + query) * padded;
                     for (sum, x) in row.iter_mut().zip(&sums[at..at + head_size]) {
                         *sum += x.to_f64();
                     }
@@ -194,7 +190,7 @@ impl<S: Scalar> Work<S> for Deltas<'_, S> {
 }
 
 /// What all units of a call share.
-struct Call<'a, S: Scalar> {
+struct Call<'a, S: Scalar, F> {
     shape: AttentionShape,
     rows: Rows<S>,
     regions: Regions<'a>,
@@ -202,16 +198,11 @@ struct Call<'a, S: Scalar> {
     /// Where each late result of the joint program goes.
     terms: Vec<Term>,
     score_dtype: DType,
-    /// Times the scale.
-    queries: Packed<S>,
-    cotangents: Packed<S>,
-    keys: Packed<S>,
-    key_rows: Packed<S>,
-    values: Packed<S>,
+    factors: &'a F,
     key_cotangent: Option<Strided>,
     value_cotangent: Option<Strided>,
     splits: usize,
-    /// `[splits, batch, heads, queries, query_stride]`, less the scale; absent where not wanted.
+    /// `[splits, batch, heads, queries + SPARE, query_stride]`, less the scale; absent where not wanted.
     query_sums: Option<Shared<S>>,
     query_stride: usize,
 }
@@ -247,17 +238,17 @@ impl Term {
     }
 }
 
-struct Unit<'a, S: Scalar> {
-    call: &'a Call<'a, S>,
+struct Unit<'a, S: Scalar, F: Factors<S>> {
+    call: &'a Call<'a, S, F>,
     /// The key batch and head.
     place: (usize, usize),
     split: usize,
     lane: usize,
-    scratch: &'a mut Scratch<S>,
+    scratch: &'a mut Scratch<S, F::Sums>,
 }
 
 /// What a unit keeps in the caches.
-struct Scratch<S: Scalar> {
+struct Scratch<S: Scalar, F> {
     /// `[QUERIES × STRIDE]`: raw scores.
     scores: Aligned<S>,
     /// `[QUERIES × STRIDE]`: scores, then weights.
@@ -266,32 +257,28 @@ struct Scratch<S: Scalar> {
     slopes: Aligned<S>,
     /// `[panel, QUERIES × STRIDE]`: late results of the joint program.
     panels: Aligned<S>,
-    /// `[KEYS × …]`, padded to panels.
-    key_sums: Aligned<S>,
-    value_sums: Aligned<S>,
+    sums: F,
     /// `[QUERIES × KEYS]`: which pairs the mask admits.
     admitted: Aligned<u8>,
     tile: tile::Scratch,
 }
 
-impl<S: Dispatch> Scratch<S> {
-    fn new(call: &Call<S>, context: &Context) -> Result<Scratch<S>> {
-        let width = panel_width::<S>(context.isa);
+impl<S: Dispatch, F> Scratch<S, F> {
+    fn new(call: &Call<S, impl Factors<S, Sums = F>>) -> Result<Scratch<S, F>> {
         let panels = call.terms.iter().filter(|term| matches!(term, Term::Panel(_))).count();
         Ok(Scratch {
             scores: Aligned::new(QUERIES * STRIDE)?,
             weights: Aligned::new(QUERIES * STRIDE)?,
             slopes: Aligned::new(QUERIES * STRIDE)?,
             panels: Aligned::new(panels * QUERIES * STRIDE)?,
-            key_sums: Aligned::new(KEYS * call.shape.head_size.next_multiple_of(width))?,
-            value_sums: Aligned::new(KEYS * call.shape.value_size.next_multiple_of(width))?,
+            sums: call.factors.sums()?,
             admitted: Aligned::new(QUERIES * KEYS)?,
             tile: tile::Scratch::new(),
         })
     }
 }
 
-impl<S: Dispatch> Work<S> for Unit<'_, S> {
+impl<S: Dispatch, F: Factors<S>> Work<S> for Unit<'_, S, F> {
     type Output = Result<()>;
 
     #[inline(always)]
@@ -301,8 +288,7 @@ impl<S: Dispatch> Work<S> for Unit<'_, S> {
         let group = heads / key_heads;
         for first in (0..keys).step_by(KEYS).skip(self.split).step_by(self.call.splits) {
             let keys = first..(first + KEYS).min(keys);
-            self.scratch.key_sums.fill(S::default());
-            self.scratch.value_sums.fill(S::default());
+            self.call.factors.clear(&mut self.scratch.sums);
             for batch in batches.clone() {
                 for head in self.place.1 * group..(self.place.1 + 1) * group {
                     let segments = queries_of(self.call.regions.blocks, (batch, head), &keys, queries);
@@ -313,13 +299,16 @@ impl<S: Dispatch> Work<S> for Unit<'_, S> {
                 }
             }
             // SAFETY: these keys are the unit's own.
-            unsafe { self.store(keys) };
+            unsafe {
+                let arrays = [self.call.key_cotangent.as_ref(), self.call.value_cotangent.as_ref()];
+                self.call.factors.store(&self.scratch.sums, &(self.place, keys), arrays);
+            }
         }
         Ok(())
     }
 }
 
-impl<S: Dispatch> Unit<'_, S> {
+impl<S: Dispatch, F: Factors<S>> Unit<'_, S, F> {
     /// Adds what the pairs of some queries, at most [`QUERIES`], with a block of keys contribute. The mask is
     /// evaluated unless they are all admitted.
     #[inline(always)]
@@ -331,10 +320,8 @@ impl<S: Dispatch> Unit<'_, S> {
         full: bool,
     ) -> Result<()> {
         let call = self.call;
-        let AttentionShape { heads, head_size, value_size, .. } = call.shape;
-        let Scratch { scores, weights, slopes, panels, key_sums, value_sums, admitted, tile } =
-            &mut *self.scratch;
-        let place = key_place(&call.shape, batch, head);
+        let heads = call.shape.heads;
+        let Scratch { scores, weights, slopes, panels, sums, admitted, tile } = &mut *self.scratch;
         let (rows, columns) = (queries.len(), keys.len());
         let pairs = Pairs { batch, head, query: queries.start, key: keys.start, rows, columns };
         if !full && !call.regions.admitted(pairs, admitted, KEYS, tile)? {
@@ -342,8 +329,9 @@ impl<S: Dispatch> Unit<'_, S> {
         }
         let mask = (!full).then_some(Admitted { bytes: admitted, stride: KEYS });
         let padded = columns.next_multiple_of(V::LANES);
-        let across = |size: usize| size.div_ceil(width::<V>());
-        let first = (batch * heads + head) * call.shape.queries + queries.start;
+        let (queries_at, keys_at) = (((batch, head), queries), (key_place(&call.shape, batch, head), keys));
+        let (queries, keys) = (&queries_at, &keys_at);
+        let first = (batch * heads + head) * call.shape.queries + queries.1.start;
         let log_sum_exps = &call.rows.log_sum_exp[first..first + rows];
         let deltas = &call.rows.delta[first..first + rows];
         let panel = |data: *mut S| Panel { data: data.cast(), dtype: call.score_dtype, stride: STRIDE };
@@ -351,12 +339,7 @@ impl<S: Dispatch> Unit<'_, S> {
         let raw = if function.is_some() { scores.as_mut_ptr() } else { weights.as_mut_ptr() };
         // SAFETY: every extent is within its buffer; see `Scratch` and `Packed`.
         unsafe {
-            product::<V>(
-                (rows, head_size, across(columns)),
-                call.queries.left((batch, head), queries.start),
-                call.keys.panels(place, keys.start),
-                Target { data: raw, row: STRIDE, add: false },
-            );
+            call.factors.scores::<V>(queries, keys, raw);
             let late = call.terms.iter().map(|term| match term {
                 Term::Panel(i) => panel(panels.as_mut_ptr().add(i * QUERIES * STRIDE)).target(),
                 Term::Given | Term::Same(_) => tile::Target::Skip,
@@ -386,27 +369,12 @@ impl<S: Dispatch> Unit<'_, S> {
                 }
             }
             if call.value_cotangent.is_some() {
-                let left = Left { data: weights.as_ptr(), row: 1, column: STRIDE };
-                let right = &call.cotangents;
-                let sums = value_sums.as_mut_ptr();
-                self::add::<V>(
-                    (columns, rows, value_size),
-                    left,
-                    (right, (batch, head), queries.clone()),
-                    sums,
-                    mask,
-                    true,
-                );
+                call.factors.add_to_values::<V>(queries, keys, weights.as_ptr(), mask, sums);
             }
             if call.query_sums.is_none() && call.key_cotangent.is_none() && call.reductions.is_empty() {
                 return Ok(());
             }
-            product::<V>(
-                (rows, value_size, across(columns)),
-                call.cotangents.left((batch, head), queries.start),
-                call.values.panels(place, keys.start),
-                Target { data: slopes.as_mut_ptr(), row: STRIDE, add: false },
-            );
+            call.factors.slopes::<V>(queries, keys, slopes.as_mut_ptr());
             for row in 0..rows {
                 let slopes = &mut slopes[row * STRIDE..][..padded];
                 slopes_of::<V>(&weights[row * STRIDE..][..padded], slopes, deltas[row]);
@@ -435,33 +403,13 @@ impl<S: Dispatch> Unit<'_, S> {
                 })
                 .collect();
             let slopes = late[0];
-            if let Some(sums) = &call.query_sums {
-                let at = self.split * call.shape.batch * heads * call.shape.queries + first;
-                let left = Left { data: slopes, row: STRIDE, column: 1 };
-                let right = &call.key_rows;
-                let sums = sums.at(at * call.query_stride);
-                self::add::<V>(
-                    (rows, columns, head_size),
-                    left,
-                    (right, place, keys.clone()),
-                    sums,
-                    mask,
-                    false,
-                );
-            }
-            if call.key_cotangent.is_some() {
-                let left = Left { data: slopes, row: 1, column: STRIDE };
-                let right = &call.queries;
-                let sums = key_sums.as_mut_ptr();
-                self::add::<V>(
-                    (columns, rows, head_size),
-                    left,
-                    (right, (batch, head), queries.clone()),
-                    sums,
-                    mask,
-                    true,
-                );
-            }
+            let query_sums = call.query_sums.as_ref().map(|sums| {
+                let head = (self.split * call.shape.batch + batch) * heads + head;
+                let row = head * (call.shape.queries + SPARE) + queries.1.start;
+                (sums.at(row * call.query_stride), call.query_stride)
+            });
+            let wanted = (query_sums, call.key_cotangent.is_some());
+            call.factors.add_slopes::<V>(queries, keys, slopes, mask, wanted, sums);
             let terms = Terms {
                 pairs,
                 lane: self.lane,
@@ -473,25 +421,6 @@ impl<S: Dispatch> Unit<'_, S> {
                 stride: STRIDE,
             };
             call.reductions.add::<V>(&terms, &call.regions, tile)
-        }
-    }
-
-    /// Stores the cotangents of a block of keys and values.
-    unsafe fn store(&self, keys: Range<usize>) {
-        let AttentionShape { head_size, value_size, .. } = self.call.shape;
-        let arrays = [
-            (&self.call.key_cotangent, &self.scratch.key_sums, head_size),
-            (&self.call.value_cotangent, &self.scratch.value_sums, value_size),
-        ];
-        for (array, sums, size) in arrays {
-            let Some(array) = array else { continue };
-            let stride = sums.len() / KEYS;
-            for (row, key) in keys.clone().enumerate() {
-                // SAFETY: the caller's own rows.
-                unsafe {
-                    array.write_row([self.place.0, self.place.1, key], &sums[row * stride..][..size]);
-                }
-            }
         }
     }
 }
@@ -534,33 +463,5 @@ fn clear<S: Scalar>(row: &mut [S], query: usize, columns: usize, mask: Option<Ad
     row[columns..].fill(S::default());
     if let Some(mask) = mask {
         mask.overwrite(query, &mut row[..columns], S::default());
-    }
-}
-
-/// `sums += left · right`, for a right operand packed in rows; over the admitted pairs only where the others
-/// might show. `sums` has rows padded to panels; `transposed`: the rows of `left` are keys.
-///
-/// # Safety
-/// As [`product`].
-#[inline(always)]
-unsafe fn add<V: Vector<Scalar: Dispatch>>(
-    (rows, depth, size): (usize, usize, usize),
-    left: Left<V::Scalar>,
-    (right, place, range): (&Packed<V::Scalar>, (usize, usize), Range<usize>),
-    sums: *mut V::Scalar,
-    mask: Option<Admitted>,
-    transposed: bool,
-) {
-    let panels = size.div_ceil(width::<V>());
-    let target = Target { data: sums, row: panels * width::<V>(), add: true };
-    // SAFETY: as the caller vouches.
-    unsafe {
-        let columns = right.panels(place, range.start);
-        match mask {
-            Some(mask) if !right.finite(place, range) => {
-                mask.product((rows, depth, size), left, columns, target, transposed)
-            }
-            _ => product::<V>((rows, depth, panels), left, columns, target),
-        }
     }
 }

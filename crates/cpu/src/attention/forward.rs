@@ -14,10 +14,10 @@ use tilewright_ir::{DType, Result};
 use tilewright_plan::AttentionForward;
 use tilewright_plan::attention::AttentionShape;
 
-use super::keys::{self, Source};
-use super::operands::{Operands, column, key_place, matrix, panel_width};
-use super::pack::{Strided, read_rows};
-use super::product::{Left, Target, product, width};
+use super::keys::Source;
+use super::operands::{column, key_place, matrix, panel_width};
+use super::pack::Strided;
+use super::product::{Target, width};
 use super::regions::{Admitted, Pairs, Panel, Regions};
 use super::results::{Found, Results};
 use super::segments::{Segment, keys_of, pieces};
@@ -35,14 +35,14 @@ const UNITS: usize = 16;
 /// Keys that a split has at least.
 const SPLIT: usize = 4 * KEYS;
 
-/// Runs attention in the score type `S`.
+/// Runs attention in the score type `S` on keys and values as `source` has them.
 pub(super) fn forward<S: Dispatch>(
     kernel: &AttentionForward,
+    source: &impl Source<S>,
     memory: &Memory,
     context: &Context,
 ) -> Result<()> {
-    let operands = Operands::new(&kernel.attention, memory)?;
-    let shape = operands.shape;
+    let shape = kernel.attention.shape;
     let score_dtype = super::score_dtype(kernel.attention.dtype);
     let rows = [shape.batch, shape.heads, shape.queries];
     let outputs = [shape.batch, shape.heads, shape.queries, shape.value_size];
@@ -58,31 +58,38 @@ pub(super) fn forward<S: Dispatch>(
         log_sum_exp: statistic(&kernel.log_sum_exp)?,
         maximum: statistic(&kernel.maximum)?,
     };
-    let source = Source::<S>::new(&operands, context)?;
     let regions = Regions::forward(&kernel.attention, kernel.score.as_ref(), memory, context)?;
     let blocks = shape.queries.div_ceil(QUERIES);
     let units = shape.batch * shape.heads * blocks;
     let splits = UNITS.div_ceil(units.max(1)).clamp(1, (shape.keys / SPLIT).max(1));
     let split_keys = shape.keys.div_ceil(splits).next_multiple_of(KEYS);
     let found = Found::new(if splits == 1 { 0 } else { splits }, units, QUERIES, shape.value_size)?;
-    context.parallel(units * splits, |i| {
-        let (unit, split) = (i / splits, i % splits);
+    let queries_of = |block: usize| block * QUERIES..((block + 1) * QUERIES).min(shape.queries);
+    let order = longest_first(units, |unit| {
+        let (head, block) = (unit / blocks, unit % blocks);
+        let place = (head / shape.heads, head % shape.heads);
+        let segments = keys_of(regions.blocks, place, &queries_of(block), shape.keys);
+        segments.iter().map(|segment| segment.range.len()).sum()
+    });
+    let room = || Scratch::new(&shape, source, &regions, panel_width::<S>(context.isa));
+    context.parallel_in(units * splits, room, |scratch, i| {
+        let (unit, split) = (order[i / splits], i % splits);
         let (head, block) = (unit / blocks, unit % blocks);
         let unit = Unit {
-            operands: &operands,
+            shape,
             results: &results,
-            source: &source,
+            source,
             regions: &regions,
             score_dtype,
             batch: head / shape.heads,
             head: head % shape.heads,
-            queries: block * QUERIES..((block + 1) * QUERIES).min(shape.queries),
+            queries: queries_of(block),
             keys: split * split_keys..((split + 1) * split_keys).min(shape.keys),
             found: (splits > 1).then(|| found.at(split, unit)),
-            scratch: Scratch::new(&shape, &source, panel_width::<S>(context.isa))?,
+            scratch,
         };
         // SAFETY: the context's instruction set is the machine's; units write disjoint rows.
-        unsafe { S::dispatch(context.isa, unit) }
+        unsafe { source.dispatch(context.isa, unit) }
     })?;
     if splits == 1 {
         return Ok(());
@@ -90,7 +97,7 @@ pub(super) fn forward<S: Dispatch>(
     context.parallel(units, |unit| {
         let (head, block) = (unit / blocks, unit % blocks);
         let place = (head / shape.heads, head % shape.heads);
-        for query in block * QUERIES..((block + 1) * QUERIES).min(shape.queries) {
+        for query in queries_of(block) {
             // SAFETY: the units are done, and only this task looks at this one's rows.
             unsafe {
                 let (maximum, sum, mut output) = found.merged(unit, query - block * QUERIES);
@@ -101,10 +108,17 @@ pub(super) fn forward<S: Dispatch>(
     })
 }
 
-struct Unit<'a, S: Scalar> {
-    operands: &'a Operands,
+/// The units in the order in which they are begun, so that no thread is left with a long one at the end.
+fn longest_first(units: usize, length: impl Fn(usize) -> usize) -> Vec<usize> {
+    let mut order: Vec<(usize, usize)> = (0..units).map(|unit| (length(unit), unit)).collect();
+    order.sort_by_key(|&(length, _)| std::cmp::Reverse(length));
+    order.into_iter().map(|(_, unit)| unit).collect()
+}
+
+struct Unit<'a, S: Scalar, K: Source<S>> {
+    shape: AttentionShape,
     results: &'a Results,
-    source: &'a Source<S>,
+    source: &'a K,
     regions: &'a Regions<'a>,
     score_dtype: DType,
     batch: usize,
@@ -114,16 +128,16 @@ struct Unit<'a, S: Scalar> {
     keys: Range<usize>,
     /// Where its rows go if it does not look at all keys.
     found: Option<*mut S>,
-    scratch: Scratch<S>,
+    scratch: &'a mut Scratch<S, K::Scratch>,
 }
 
 /// What a unit keeps in the caches.
-struct Scratch<S: Scalar> {
-    /// `[QUERIES × head_size]`, times the scale.
-    query: Aligned<S>,
+struct Scratch<S: Scalar, K> {
+    /// `[QUERIES × stride]`: what the score function is given; nothing without one.
+    raw: Aligned<S>,
     /// `[QUERIES × stride]`: scores, then weights.
     scores: Aligned<S>,
-    /// Elements between rows of `scores`: a panel of keys, and where it begins within a packed panel.
+    /// Elements between rows of `raw` and `scores`: a panel of keys, and where it begins within a packed panel.
     stride: usize,
     /// `[QUERIES × value_size, padded]`.
     output: Aligned<S>,
@@ -135,16 +149,21 @@ struct Scratch<S: Scalar> {
     sums: Aligned<S>,
     /// `[QUERIES × KEYS]`: which pairs the mask admits.
     admitted: Aligned<u8>,
-    source: keys::Scratch<S>,
+    source: K,
     tile: tile::Scratch,
 }
 
-impl<S: Scalar> Scratch<S> {
-    fn new(shape: &AttentionShape, source: &Source<S>, width: usize) -> Result<Scratch<S>> {
+impl<S: Scalar, K> Scratch<S, K> {
+    fn new(
+        shape: &AttentionShape,
+        source: &impl Source<S, Scratch = K>,
+        regions: &Regions,
+        width: usize,
+    ) -> Result<Scratch<S, K>> {
         let stride = KEYS + width;
         let output_stride = shape.value_size.next_multiple_of(width);
         Ok(Scratch {
-            query: Aligned::new(QUERIES * shape.head_size)?,
+            raw: Aligned::new(regions.function.as_ref().map_or(0, |_| QUERIES * stride))?,
             scores: Aligned::new(QUERIES * stride)?,
             stride,
             output: Aligned::new(QUERIES * output_stride)?,
@@ -152,24 +171,24 @@ impl<S: Scalar> Scratch<S> {
             maximum: [S::NEG_INFINITY; QUERIES],
             sums: Aligned::new(QUERIES * width)?,
             admitted: Aligned::new(QUERIES * KEYS)?,
-            source: keys::Scratch::new(source, KEYS, width)?,
+            source: source.scratch(QUERIES, stride)?,
             tile: tile::Scratch::new(),
         })
     }
 }
 
-impl<S: Dispatch> Work<S> for Unit<'_, S> {
+impl<S: Dispatch, K: Source<S>> Work<S> for Unit<'_, S, K> {
     type Output = Result<()>;
 
     #[inline(always)]
     unsafe fn run<V: Vector<Scalar = S>>(mut self) -> Result<()> {
-        let shape = self.operands.shape;
-        let rows = self.queries.len();
-        let query = &mut self.scratch.query[..rows * shape.head_size];
+        self.scratch.output.fill(S::default());
+        self.scratch.sums.fill(S::default());
+        self.scratch.maximum.fill(S::NEG_INFINITY);
         let place = (self.batch, self.head, self.queries.start);
         // SAFETY: the rows are within the array.
-        unsafe { read_rows(&self.operands.query, place, self.operands.scale, shape.head_size, query) };
-        let segments = keys_of(self.regions.blocks, (self.batch, self.head), &self.queries, shape.keys);
+        unsafe { self.source.take_queries(place, self.queries.len(), &mut self.scratch.source) };
+        let segments = keys_of(self.regions.blocks, (self.batch, self.head), &self.queries, self.shape.keys);
         let own = self.keys.clone();
         for Segment { range, full } in pieces(segments, KEYS).filter(|piece| own.contains(&piece.range.start))
         {
@@ -182,16 +201,15 @@ impl<S: Dispatch> Work<S> for Unit<'_, S> {
     }
 }
 
-impl<S: Dispatch> Unit<'_, S> {
+impl<S: Dispatch, K: Source<S>> Unit<'_, S, K> {
     /// Takes in the pairs of the unit's queries with some keys, at most [`KEYS`]. The mask is evaluated
     /// unless they are all admitted.
     #[inline(always)]
     unsafe fn panel<V: Vector<Scalar = S>>(&mut self, keys: Range<usize>, full: bool) -> Result<()> {
-        let shape = self.operands.shape;
         let rows = self.queries.len();
-        let place = key_place(&shape, self.batch, self.head);
-        let Scratch { query, scores, stride, output, output_stride, maximum, sums, admitted, source, tile } =
-            &mut self.scratch;
+        let place = key_place(&self.shape, self.batch, self.head);
+        let Scratch { raw, scores, stride, output, output_stride, maximum, sums, admitted, source, tile } =
+            &mut *self.scratch;
         let (stride, output_stride) = (*stride, *output_stride);
         let (batch, head, first) = (self.batch, self.head, self.queries.start);
         let pairs = Pairs { batch, head, query: first, key: keys.start, rows, columns: keys.len() };
@@ -200,20 +218,21 @@ impl<S: Dispatch> Unit<'_, S> {
         }
         let mask = (!full).then_some(Admitted { bytes: admitted, stride: KEYS });
         // The panel begins where a packed panel does: its first `skip` columns are not among the keys.
-        let skip = self.source.skip(keys.start, width::<V>());
+        let skip = self.source.skip(keys.start);
         let columns = skip + keys.len();
         // SAFETY: every extent is within its buffer; see `Scratch` and `Source`.
         unsafe {
-            let target = Target { data: scores.as_mut_ptr(), row: stride, add: false };
-            self.source.scores::<V>((query, rows, shape.head_size), (place, keys.clone()), target, source);
+            let raw = if raw.is_empty() { scores.as_mut_ptr() } else { raw.as_mut_ptr() };
+            let target = Target { data: raw, row: stride, add: false };
+            self.source.scores::<V>(rows, (place, keys.clone()), target, source);
             if let Some(function) = &self.regions.function {
-                let data = scores.as_mut_ptr().add(skip).cast();
-                let scores = Panel { data, dtype: self.score_dtype, stride };
+                let panel = |data: *mut S| Panel { data: data.cast(), dtype: self.score_dtype, stride };
+                let [raw, scores] = [raw, scores.as_mut_ptr()].map(|data| panel(data.add(skip)));
                 let [b, h, q, k] = pairs.positions();
                 let tile_of_pairs = Tile {
                     rows,
                     columns: keys.len(),
-                    arguments: &[b, h, q, k, scores.argument()],
+                    arguments: &[b, h, q, k, raw.argument()],
                     targets: &[scores.target()],
                     tables: &self.regions.tables,
                     live: mask.map(|mask| mask.live()),
@@ -221,7 +240,7 @@ impl<S: Dispatch> Unit<'_, S> {
                 function.run_ahead(Stage::Early, &tile_of_pairs, (0, KEYS as isize), tile)?;
             }
             for row in 0..rows {
-                let scores = &mut scores[row * stride..][..columns.next_multiple_of(V::LANES)];
+                let scores = &mut scores[row * stride..][..columns.next_multiple_of(width::<V>())];
                 scores[..skip].fill(S::NEG_INFINITY);
                 scores[columns..].fill(S::NEG_INFINITY);
                 if let Some(mask) = mask {
@@ -229,17 +248,12 @@ impl<S: Dispatch> Unit<'_, S> {
                 }
                 let output = &mut output[row * output_stride..][..output_stride];
                 let sums = &mut sums[row * V::LANES..][..V::LANES];
-                weigh::<V>(scores, &mut maximum[row], sums, output);
+                let origin = relate::<V>(scores, &mut maximum[row], sums, output);
+                self.source.weigh::<V>(scores, (row, stride), origin, sums, source);
             }
-            let weights = Left { data: scores.as_ptr().add(skip), row: stride, column: 1 };
-            let (values, finite) = self.source.values::<V>(place, keys.clone(), mask.is_some(), source);
             let target = Target { data: output.as_mut_ptr(), row: output_stride, add: true };
-            match mask {
-                Some(mask) if !finite => {
-                    mask.product((rows, keys.len(), shape.value_size), weights, values, target, false)
-                }
-                _ => product::<V>((rows, keys.len(), output_stride / width::<V>()), weights, values, target),
-            }
+            let weights = (scores.as_ptr(), stride);
+            self.source.add_values::<V>(rows, (place, keys), weights, target, mask, source);
         }
         Ok(())
     }
@@ -247,8 +261,8 @@ impl<S: Dispatch> Unit<'_, S> {
     /// Stores the unit's results, or hands them on to be merged.
     #[inline(always)]
     unsafe fn finish<V: Vector<Scalar = S>>(&mut self) {
-        let Scratch { output, output_stride, maximum, sums, .. } = &mut self.scratch;
-        let size = self.operands.shape.value_size;
+        let Scratch { output, output_stride, maximum, sums, .. } = &mut *self.scratch;
+        let size = self.shape.value_size;
         for (row, query) in self.queries.clone().enumerate() {
             let output = &mut output[row * *output_stride..][..size];
             // SAFETY: a vector of partial sums; rows within the arrays and the unit's own.
@@ -267,16 +281,15 @@ impl<S: Dispatch> Unit<'_, S> {
     }
 }
 
-/// Turns a row of scores into weights relative to its greatest score so far, and rescales what was summed
-/// relative to a lesser one.
+/// What the weights of a row of scores are to be relative to: the greatest score so far. What was summed relative to a
+/// lesser one is rescaled.
 #[inline(always)]
-unsafe fn weigh<V: Vector>(
-    scores: &mut [V::Scalar],
+unsafe fn relate<V: Vector>(
+    scores: &[V::Scalar],
     maximum: &mut V::Scalar,
     sums: &mut [V::Scalar],
     output: &mut [V::Scalar],
-) {
-    let zero = V::Scalar::default();
+) -> V::Scalar {
     // SAFETY: all lengths are multiples of the lanes.
     unsafe {
         let mut greatest = [V::splat(V::Scalar::NEG_INFINITY); 2];
@@ -291,22 +304,15 @@ unsafe fn weigh<V: Vector>(
                 *maximum = V::Scalar::from_f64(f64::NAN);
             }
         }
-        let mut sum = V::load(sums.as_ptr());
         if greatest > *maximum {
             let factor = V::splat(*maximum).sub(V::splat(greatest)).exp();
             *maximum = greatest;
-            sum = sum.mul(factor);
+            V::load(sums.as_ptr()).mul(factor).store(sums.as_mut_ptr());
             for lanes in output.chunks_exact_mut(V::LANES) {
                 V::load(lanes.as_ptr()).mul(factor).store(lanes.as_mut_ptr());
             }
         }
-        // Where every score is −∞ there is nothing to be relative to.
-        let origin = V::splat(if *maximum == V::Scalar::NEG_INFINITY { zero } else { *maximum });
-        for lanes in scores.chunks_exact_mut(V::LANES) {
-            let weight = V::load(lanes.as_ptr()).sub(origin).exp();
-            weight.store(lanes.as_mut_ptr());
-            sum = sum.add(weight);
-        }
-        sum.store(sums.as_mut_ptr());
     }
+    // Where every score is −∞ there is nothing to be relative to.
+    if *maximum == V::Scalar::NEG_INFINITY { V::Scalar::default() } else { *maximum }
 }

@@ -3,10 +3,18 @@
 use tilewright_ir::{DType, Result};
 use tilewright_plan::{AttentionBackward, AttentionForward};
 
+use factors::Packs;
+use keys::Keys;
+use operands::{Operands, matrix};
+use tilewright_plan::attention::AttentionShape;
+
 use crate::Context;
 use crate::memory::Memory;
 
 mod backward;
+#[cfg(target_arch = "x86_64")]
+mod bf16;
+mod factors;
 mod forward;
 mod keys;
 mod operands;
@@ -20,17 +28,41 @@ mod vector;
 
 /// Runs attention.
 pub(crate) fn forward(kernel: &AttentionForward, memory: &Memory, context: &Context) -> Result<()> {
+    let operands = Operands::new(&kernel.attention, memory)?;
+    #[cfg(target_arch = "x86_64")]
+    if kernel.attention.dtype == DType::BF16
+        && !keys::few(&operands.shape)
+        && let Some(keys) = bf16::Keys::new(&operands, kernel.unrounded.is_some(), context)?
+    {
+        return forward::forward(kernel, &keys, memory, context);
+    }
     match score_dtype(kernel.attention.dtype) {
-        DType::F64 => forward::forward::<f64>(kernel, memory, context),
-        _ => forward::forward::<f32>(kernel, memory, context),
+        DType::F64 => forward::forward(kernel, &Keys::<f64>::new(&operands, context)?, memory, context),
+        _ => forward::forward(kernel, &Keys::<f32>::new(&operands, context)?, memory, context),
     }
 }
 
 /// Runs the gradient of attention.
 pub(crate) fn backward(kernel: &AttentionBackward, memory: &Memory, context: &Context) -> Result<()> {
+    let operands = Operands::new(&kernel.attention, memory)?;
+    let AttentionShape { batch, heads, queries, value_size, .. } = operands.shape;
+    let extents = [batch, heads, queries, value_size];
+    let cotangent = matrix(&memory.read(&kernel.output_cotangent, kernel.attention.dtype, &extents)?);
+    #[cfg(target_arch = "x86_64")]
+    if kernel.attention.dtype == DType::BF16
+        && let Some(factors) = bf16::Factors::new(&operands, cotangent, context)?
+    {
+        return backward::backward(kernel, &operands, &factors, memory, context);
+    }
     match score_dtype(kernel.attention.dtype) {
-        DType::F64 => backward::backward::<f64>(kernel, memory, context),
-        _ => backward::backward::<f32>(kernel, memory, context),
+        DType::F64 => {
+            let factors = Packs::<f64>::new(&operands, cotangent, context)?;
+            backward::backward(kernel, &operands, &factors, memory, context)
+        }
+        _ => {
+            let factors = Packs::<f32>::new(&operands, cotangent, context)?;
+            backward::backward(kernel, &operands, &factors, memory, context)
+        }
     }
 }
 

@@ -120,11 +120,16 @@ impl<S: Dispatch> Packed<S> {
         Ok(packed)
     }
 
+    /// Elements of a row, padded to panels.
+    pub(super) fn padded(&self) -> usize {
+        self.size.next_multiple_of(self.width)
+    }
+
     /// Elements that a row takes.
     fn row(&self) -> usize {
         match self.layout {
             Layout::Transposed => self.size,
-            Layout::Rows => self.size.next_multiple_of(self.width) + ROW_PADDING,
+            Layout::Rows => self.padded() + ROW_PADDING,
         }
     }
 

@@ -49,6 +49,25 @@ impl Strided {
         fits.then(|| (unsafe { self.row([batch, head, first]) }.cast_const().cast(), row as usize))
     }
 
+    /// Copies a row of two-byte elements as they are.
+    ///
+    /// # Safety
+    /// As [`Strided::read_row`].
+    pub(super) unsafe fn copy_row(&self, index: [usize; 3], row: &mut [u16]) {
+        debug_assert_eq!(self.dtype.size(), 2);
+        if row.is_empty() {
+            return;
+        }
+        // SAFETY: as the caller vouches.
+        unsafe {
+            let from = self.row(index);
+            match self.strides[3] {
+                1 => row.as_mut_ptr().cast::<u8>().copy_from_nonoverlapping(from, 2 * row.len()),
+                stride => read::<u16, u16>(from, stride, row, |x| x),
+            }
+        }
+    }
+
     /// Reads a row, times `factor`.
     ///
     /// # Safety

@@ -4,8 +4,8 @@ use tilewright_ir::{DType, Result, Scalar};
 use tilewright_plan::attention::Attention;
 use tilewright_plan::{Program, Table};
 
-use super::product::{Left, Panels, Target as Sums};
-use super::vector::Scalar as Float;
+use super::product::{Left, Panels, Target as Sums, WIDTH};
+use super::vector::{Scalar as Float, Vector};
 use crate::block_map::Blocks;
 use crate::memory::{Array, Memory, broken};
 use crate::tile::{Argument, Feed, Live, Scratch, Stage, Target, Tile, TileProgram, Variance};
@@ -173,32 +173,35 @@ impl Admitted<'_> {
     }
 
     /// [`super::product::product`] over admitted pairs only, for right operands that are not finite: 0 times
-    /// such a number would show. `transposed`: the rows of `left` are keys. `right` is packed in rows.
+    /// such a number would show. `transposed`: the rows of `left` are keys. `right` is packed in rows. Where all
+    /// numbers are finite the sums have the same bits.
     ///
     /// # Safety
     /// As [`super::product::product`].
-    pub(super) unsafe fn product<S: Float>(
+    #[inline(always)]
+    pub(super) unsafe fn product<V: Vector>(
         &self,
-        (rows, depth, size): (usize, usize, usize),
-        left: Left<S>,
-        right: Panels<S>,
-        target: Sums<S>,
+        (rows, depth, panels): (usize, usize, usize),
+        left: Left<V::Scalar>,
+        right: Panels<V::Scalar>,
+        target: Sums<V::Scalar>,
         transposed: bool,
     ) {
         for row in 0..rows {
-            for step in 0..depth {
-                let (query, key) = if transposed { (step, row) } else { (row, step) };
-                if self.row(query)[key] == 0 {
-                    continue;
-                }
+            for vector in 0..panels * WIDTH {
                 // SAFETY: within the extents that the caller vouches for.
                 unsafe {
-                    let factor = (*left.data.add(row * left.row + step * left.column)).to_f64();
-                    for i in 0..size {
-                        let sum = target.data.add(row * target.row + i);
-                        let x = *right.data.add(step * right.row + i);
-                        *sum = S::from_f64((*sum).to_f64() + factor * x.to_f64());
+                    let mut sum = V::splat(Default::default());
+                    for step in 0..depth {
+                        let (query, key) = if transposed { (step, row) } else { (row, step) };
+                        if self.row(query)[key] != 0 {
+                            let factor = V::splat(*left.data.add(row * left.row + step * left.column));
+                            let columns = V::load(right.data.add(step * right.row + vector * V::LANES));
+                            sum = factor.fma(columns, sum);
+                        }
                     }
+                    let to = target.data.add(row * target.row + vector * V::LANES);
+                    if target.add { V::load(to).add(sum).store(to) } else { sum.store(to) }
                 }
             }
         }

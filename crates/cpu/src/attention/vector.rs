@@ -131,6 +131,8 @@ pub(crate) trait Vector: Copy {
     unsafe fn power_of_two(self) -> Self;
     /// 0 where `x < bound`, else `self`.
     unsafe fn zero_where_less(self, x: Self, bound: Self) -> Self;
+    /// The greatest of the lanes, none of which may be NaN.
+    unsafe fn greatest(self) -> Self::Scalar;
 
     /// eˣ for x at most about 88 (`f32`), 709 (`f64`): 0 below the least normal number, NaN for NaN.
     #[inline(always)]
@@ -160,21 +162,6 @@ pub(crate) trait Vector: Copy {
         unsafe { self.store(lanes.as_mut_ptr()) };
         lanes[..Self::LANES].iter().map(|x| x.to_f64()).sum()
     }
-
-    /// The greatest of the lanes that are not NaN; −∞ if there is none.
-    #[inline(always)]
-    unsafe fn greatest(self) -> Self::Scalar {
-        let mut lanes = [Self::Scalar::default(); 16];
-        // SAFETY: as the trait's; no vector has more than 16 lanes.
-        unsafe { self.store(lanes.as_mut_ptr()) };
-        let mut greatest = Self::Scalar::NEG_INFINITY;
-        for &lane in &lanes[..Self::LANES] {
-            if lane > greatest {
-                greatest = lane;
-            }
-        }
-        greatest
-    }
 }
 
 /// A piece of work that is written over vectors of `S`.
@@ -202,7 +189,7 @@ impl Dispatch for f32 {
         unsafe {
             match isa {
                 #[cfg(target_arch = "x86_64")]
-                Isa::Avx512 => x86::avx512::<f32, x86::F32x16, W>(work),
+                Isa::Avx512 | Isa::Avx512Bf16 | Isa::Amx => x86::avx512::<f32, x86::F32x16, W>(work),
                 #[cfg(target_arch = "x86_64")]
                 Isa::Avx2 => x86::avx2::<f32, x86::F32x8, W>(work),
                 #[cfg(target_arch = "aarch64")]
@@ -219,11 +206,21 @@ impl Dispatch for f64 {
         unsafe {
             match isa {
                 #[cfg(target_arch = "x86_64")]
-                Isa::Avx512 | Isa::Avx2 => x86::avx2::<f64, x86::F64x4, W>(work),
+                Isa::Avx2 | Isa::Avx512 | Isa::Avx512Bf16 | Isa::Amx => x86::avx2::<f64, x86::F64x4, W>(work),
                 _ => work.run::<Lanes<f64, 2>>(),
             }
         }
     }
+}
+
+/// Runs `work` with the vectors of AVX-512, where its instructions for `bf16` may be used too.
+///
+/// # Safety
+/// The machine must have [`Isa::Avx512Bf16`]; besides, what `work` asks for.
+#[cfg(target_arch = "x86_64")]
+pub(super) unsafe fn dispatch_bf16<W: Work<f32>>(work: W) -> W::Output {
+    // SAFETY: as the caller vouches.
+    unsafe { x86::avx512bf16::<f32, x86::F32x16, W>(work) }
 }
 
 /// Vectors in plain Rust, for machines without a set of their own.
@@ -280,6 +277,10 @@ macro_rules! portable {
             unsafe fn zero_where_less(self, x: Self, bound: Self) -> Self {
                 Lanes(std::array::from_fn(|i| if x.0[i] < bound.0[i] { 0.0 } else { self.0[i] }))
             }
+            #[inline(always)]
+            unsafe fn greatest(self) -> $scalar {
+                self.0.into_iter().fold(<$scalar>::NEG_INFINITY, <$scalar>::max)
+            }
         }
     };
 }
@@ -304,11 +305,18 @@ mod x86 {
         unsafe { work.run::<V>() }
     }
 
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma,f16c")]
+    pub(super) unsafe fn avx512bf16<S: Scalar, V: Vector<Scalar = S>, W: Work<S>>(work: W) -> W::Output {
+        // SAFETY: the caller vouches for AVX-512 and its instructions for `bf16`.
+        unsafe { work.run::<V>() }
+    }
+
     /// Implements [`Vector`] by one intrinsic a function.
     macro_rules! vector {
         ($name:ident, $register:ty, $scalar:ty, lanes $lanes:literal, rows $rows:literal,
          $splat:ident, $load:ident, $store:ident, $add:ident, $sub:ident, $mul:ident, $fma:ident, $max:ident,
-         power |$p:ident| $power:expr, zero |$value:ident, $x:ident, $bound:ident| $zero:expr) => {
+         power |$p:ident| $power:expr, zero |$value:ident, $x:ident, $bound:ident| $zero:expr,
+         greatest |$all:ident| $greatest:expr) => {
             #[derive(Clone, Copy)]
             pub(crate) struct $name($register);
 
@@ -359,27 +367,41 @@ mod x86 {
                     let ($value, $x, $bound) = (self.0, x.0, bound.0);
                     unsafe { $name($zero) }
                 }
+                #[inline(always)]
+                unsafe fn greatest(self) -> $scalar {
+                    let $all = self.0;
+                    unsafe { $greatest }
+                }
             }
         };
     }
 
     vector!(F32x8, __m256, f32, lanes 8, rows 6,
-        _mm256_set1_ps, _mm256_loadu_ps, _mm256_storeu_ps, _mm256_add_ps, _mm256_sub_ps, _mm256_mul_ps,
-        _mm256_fmadd_ps, _mm256_max_ps,
-        power |p| {
-            let shifted = _mm256_slli_epi32::<23>(_mm256_castps_si256(p));
-            _mm256_castsi256_ps(_mm256_add_epi32(shifted, _mm256_set1_epi32(0x3F80_0000)))
-        },
-        zero |value, x, bound| _mm256_andnot_ps(_mm256_cmp_ps::<_CMP_LT_OQ>(x, bound), value));
+    _mm256_set1_ps, _mm256_loadu_ps, _mm256_storeu_ps, _mm256_add_ps, _mm256_sub_ps, _mm256_mul_ps,
+    _mm256_fmadd_ps, _mm256_max_ps,
+    power |p| {
+        let shifted = _mm256_slli_epi32::<23>(_mm256_castps_si256(p));
+        _mm256_castsi256_ps(_mm256_add_epi32(shifted, _mm256_set1_epi32(0x3F80_0000)))
+    },
+    zero |value, x, bound| _mm256_andnot_ps(_mm256_cmp_ps::<_CMP_LT_OQ>(x, bound), value),
+    greatest |all| {
+        let four = _mm_max_ps(_mm256_castps256_ps128(all), _mm256_extractf128_ps::<1>(all));
+        let two = _mm_max_ps(four, _mm_movehl_ps(four, four));
+        _mm_cvtss_f32(_mm_max_ss(two, _mm_shuffle_ps::<1>(two, two)))
+    });
 
     vector!(F64x4, __m256d, f64, lanes 4, rows 6,
-        _mm256_set1_pd, _mm256_loadu_pd, _mm256_storeu_pd, _mm256_add_pd, _mm256_sub_pd, _mm256_mul_pd,
-        _mm256_fmadd_pd, _mm256_max_pd,
-        power |p| {
-            let shifted = _mm256_slli_epi64::<52>(_mm256_castpd_si256(p));
-            _mm256_castsi256_pd(_mm256_add_epi64(shifted, _mm256_set1_epi64x(0x3FF0_0000_0000_0000)))
-        },
-        zero |value, x, bound| _mm256_andnot_pd(_mm256_cmp_pd::<_CMP_LT_OQ>(x, bound), value));
+    _mm256_set1_pd, _mm256_loadu_pd, _mm256_storeu_pd, _mm256_add_pd, _mm256_sub_pd, _mm256_mul_pd,
+    _mm256_fmadd_pd, _mm256_max_pd,
+    power |p| {
+        let shifted = _mm256_slli_epi64::<52>(_mm256_castpd_si256(p));
+        _mm256_castsi256_pd(_mm256_add_epi64(shifted, _mm256_set1_epi64x(0x3FF0_0000_0000_0000)))
+    },
+    zero |value, x, bound| _mm256_andnot_pd(_mm256_cmp_pd::<_CMP_LT_OQ>(x, bound), value),
+    greatest |all| {
+        let two = _mm_max_pd(_mm256_castpd256_pd128(all), _mm256_extractf128_pd::<1>(all));
+        _mm_cvtsd_f64(_mm_max_sd(two, _mm_unpackhi_pd(two, two)))
+    });
 
     vector!(F32x16, __m512, f32, lanes 16, rows 8,
         _mm512_set1_ps, _mm512_loadu_ps, _mm512_storeu_ps, _mm512_add_ps, _mm512_sub_ps, _mm512_mul_ps,
@@ -388,7 +410,8 @@ mod x86 {
             let shifted = _mm512_slli_epi32::<23>(_mm512_castps_si512(p));
             _mm512_castsi512_ps(_mm512_add_epi32(shifted, _mm512_set1_epi32(0x3F80_0000)))
         },
-        zero |value, x, bound| _mm512_maskz_mov_ps(_mm512_cmp_ps_mask::<_CMP_NLT_UQ>(x, bound), value));
+        zero |value, x, bound| _mm512_maskz_mov_ps(_mm512_cmp_ps_mask::<_CMP_NLT_UQ>(x, bound), value),
+        greatest |all| _mm512_reduce_max_ps(all));
 }
 
 #[cfg(target_arch = "aarch64")]
@@ -453,6 +476,10 @@ mod neon {
         #[inline(always)]
         unsafe fn zero_where_less(self, x: Self, bound: Self) -> Self {
             unsafe { F32x4(vbslq_f32(vcltq_f32(x.0, bound.0), vdupq_n_f32(0.0), self.0)) }
+        }
+        #[inline(always)]
+        unsafe fn greatest(self) -> f32 {
+            unsafe { vmaxvq_f32(self.0) }
         }
     }
 }

@@ -208,7 +208,7 @@ fn every_instruction_set() {
     let masks = masks();
     let shape = shape(1, 2, 70, 150, 9);
     for isa in Isa::available() {
-        for dtype in [DType::F32, DType::F64] {
+        for dtype in [DType::F32, DType::BF16, DType::F64] {
             for (i, function) in captured(shape).iter().chain(&[identity(), softcap()]).enumerate() {
                 let mask = &masks[i % masks.len()];
                 run_and_check(&Call { isa, ..call(shape, dtype, function, mask) }, i as u64);
