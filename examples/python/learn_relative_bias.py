@@ -103,7 +103,7 @@ def train(steps: int, out: Path, length: int = 128, size: int = 8) -> list[float
     for step in range(1, steps + 1):
         loss = compiled(*batch_of(data, size, length), mask)
         optimizer.zero_grad()
-        loss.backward()
+        torch.autograd.backward(loss)
         optimizer.step()
         losses.append(float(loss.item()))
         progress(step, steps, losses[-1], start)

@@ -39,7 +39,7 @@ def main(steps: int = 200) -> float:
             target = filtered(truth, x)
         loss = (filtered(torch.sigmoid(parameter), x) - target).square().mean()
         optimizer.zero_grad()
-        loss.backward()
+        torch.autograd.backward(loss)
         optimizer.step()
         if step % 20 == 0:
             learned = "  ".join(f"{decay:.3f}" for decay in torch.sigmoid(parameter).tolist())

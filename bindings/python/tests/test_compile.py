@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
+import multiprocessing
 import os
+import socket
 from collections.abc import Callable
 from typing import Any
 
@@ -10,7 +13,7 @@ import pytest
 import torch
 import torch.nn.attention.flex_attention as torch_flex
 from torch import Tensor, nn
-from torch.multiprocessing.spawn import spawn
+from torch._higher_order_ops.associative_scan import associative_scan as torch_scan
 from torch.utils.checkpoint import checkpoint
 
 import tilewright.torch
@@ -56,7 +59,7 @@ class Model(nn.Module):
 
 def _gradients(model: nn.Module, loss: Tensor) -> dict[str, Tensor]:
     model.zero_grad()
-    loss.backward()
+    torch.autograd.backward(loss)
     return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
@@ -128,7 +131,7 @@ def test_activation_checkpointing_and_autocast() -> None:
     _agree(_gradients(model, again), plain)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         loss = model(x)
-    loss.backward()
+    torch.autograd.backward(loss)
     assert bool(torch.isfinite(loss))
 
 
@@ -174,20 +177,29 @@ def _train(rank: int, port: int, results: Any) -> None:
     torch.distributed.init_process_group("gloo", rank=rank, world_size=2)
     model = nn.parallel.DistributedDataParallel(Model(flex_attention))
     x = torch.randn(4, 24, 16, generator=torch.Generator().manual_seed(5))[rank * 2 : rank * 2 + 2]
-    loss = model(x)
-    loss.backward()
-    results[rank] = {name: p.grad.clone() for name, p in model.module.named_parameters()}
+    torch.autograd.backward(model(x))
+    results[rank] = {name: p.grad.tolist() for name, p in model.module.named_parameters()}
     torch.distributed.destroy_process_group()
 
 
 def test_distributed_data_parallel() -> None:
-    with torch.multiprocessing.Manager() as manager:
+    context = multiprocessing.get_context("spawn")
+    with context.Manager() as manager, socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+        free.close()
         results = manager.dict()
-        spawn(_train, args=(29517, results), nprocs=2)
-        model = Model(flex_attention)
-        x = torch.randn(4, 24, 16, generator=torch.Generator().manual_seed(5))
-        _agree(results[0], _gradients(model, model(x)))
-        _agree(results[1], results[0])
+        processes = [context.Process(target=_train, args=(rank, port, results)) for rank in range(2)]
+        for process in processes:
+            process.start()
+        for process in processes:
+            process.join()
+        assert [process.exitcode for process in processes] == [0, 0]
+        first, second = ({name: torch.tensor(g) for name, g in results[rank].items()} for rank in range(2))
+    model = Model(flex_attention)
+    x = torch.randn(4, 24, 16, generator=torch.Generator().manual_seed(5))
+    _agree(first, _gradients(model, model(x)))
+    _agree(second, first)
 
 
 # With a gate that is not one, the function would not be associative.
@@ -217,10 +229,11 @@ def test_scan_under_compile(dim: int, reverse: bool) -> None:
         torch.testing.assert_close(x, y)
 
 
+@pytest.mark.skipif(
+    "need to be on CUDA" in inspect.getsource(torch_scan), reason="this PyTorch's own scan refuses the CPU"
+)
 @pytest.mark.parametrize("reverse", [False, True])
 def test_enable_replaces_torchs_own_scan(reverse: bool) -> None:
-    from torch._higher_order_ops.associative_scan import associative_scan as torch_scan
-
     tilewright.torch.enable()
     torch.manual_seed(0)
     a, b = (torch.randn(3, 20, requires_grad=True) for _ in range(2))

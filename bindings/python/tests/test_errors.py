@@ -56,8 +56,11 @@ def test_untraceable_function_and_wrong_arity() -> None:
     q, k, v = _qkv()
     with pytest.raises(tilewright.TraceError, match="cumsum"):
         flex_attention(q, k, v, lambda s, b, h, i, j: torch.cumsum(s, 0))
-    with pytest.raises(tilewright.TraceError, match="5 arguments"):
+    with pytest.raises(tilewright.TraceError, match=r"score_mod is called with 5 arguments.*\n.*test_errors\.py:\d"):
         flex_attention(q, k, v, lambda s, b, h: s)
+    with pytest.raises(tilewright.TraceError, match=r"combine_fn is called with 2 arguments.*\n.*test_errors\.py:\d"):
+        one_argument: Any = lambda l: l  # noqa: E731
+        associative_scan(one_argument, q, dim=2)
     with pytest.raises(tilewright.TraceError, match="one value a pair"):
         table = torch.randn(4, 3)
         flex_attention(q, k, v, lambda s, b, h, i, j: s + table[h])
@@ -89,8 +92,8 @@ def test_index_out_of_range() -> None:
 def test_inputs_are_never_written() -> None:
     q, k, v = (x.requires_grad_() for x in _qkv())
     before = [x.detach().clone() for x in (q, k, v)]
-    flex_attention(q, q, q).sum().backward()
-    flex_attention(q, k, v).sum().backward()
+    torch.autograd.backward(flex_attention(q, q, q).sum())
+    torch.autograd.backward(flex_attention(q, k, v).sum())
     assert all(torch.equal(a, b.detach()) for a, b in zip(before, (q, k, v)))
 
 

@@ -11,6 +11,7 @@ from tilewright import _native, _program
 from tilewright._arrays import LIBRARY, ArrayTraced, ArrayType
 from tilewright._errors import ArgumentError, TraceError
 from tilewright._scan import Order, axis_of, check_options, scan
+from tilewright._trace.calling import run
 from tilewright._trace.region import Value, region_of
 from tilewright._transform import compile
 from tilewright._tree import flatten, unflatten
@@ -170,7 +171,8 @@ def associative_scan(
         return unflatten(structure, results)
 
     def flat(left: list[Value], right: list[Value]) -> list[Any]:
-        results, found = flatten(combine(unflatten(structure, left), unflatten(structure, right)))
+        both = (unflatten(structure, left), unflatten(structure, right))
+        results, found = flatten(run(combine, both, "combine", left[0]))
         if found != structure:
             raise TraceError("combine returned another tree than its arguments have")
         return results

@@ -16,6 +16,7 @@ from typing import Any
 
 from tilewright._errors import DTypeError, ShapeError, TraceError
 from tilewright._trace import arrays
+from tilewright._trace.calling import run
 from tilewright._trace.elementwise import binary, broadcast, cast, compare, filled, unary
 from tilewright._trace.indexing import index
 from tilewright._trace.region import Library, Region, Value, refuse, user_line
@@ -69,11 +70,11 @@ def attention(
     raw = score.parameter("%s", kind)
     scored: Value = raw
     if score_mod is not None:
-        scored = _one_value(score, _run(score_mod, [raw, *_points(score)], "score_mod"), kind, "score_mod")
+        scored = _one_value(score, run(score_mod, [raw, *_points(score)], "score_mod", raw), kind, "score_mod")
     mask = Region(graph.library, graph, captures)
     admitted: Value | None = None
     if mask_mod is not None:
-        admitted = _one_value(mask, _run(mask_mod, _points(mask), "mask_mod"), "bool", "mask_mod")
+        admitted = _one_value(mask, _run_mask(mask, mask_mod), "bool", "mask_mod")
 
     coordinates = [f"{name}: i32[]" for name in _COORDINATES]
     inside = capture_parameters(captures)
@@ -123,7 +124,7 @@ def mask_text(library: Library, mask_mod: Callable[..., Any]) -> tuple[str, list
     """The text of a mask region, whose capture ``n`` has type ``$n``, and the arrays that it captures."""
     graph = Region(library)
     mask = Region(library, graph)
-    admitted = _one_value(mask, _run(mask_mod, _points(mask), "mask_mod"), "bool", "mask_mod")
+    admitted = _one_value(mask, _run_mask(mask, mask_mod), "bool", "mask_mod")
     coordinates = [f"{name}: i32[]" for name in _COORDINATES]
     return region_text("graph", [*coordinates, *capture_parameters(mask.captures)], mask, [admitted]), graph.inputs
 
@@ -148,6 +149,11 @@ def check_attention(query: Any, key: Any, value: Any, kinds: Sequence[str | None
         raise ShapeError(f"key: axis 1: a divisor of query's {heads} heads expected, {key_heads} found")
 
 
+def _run_mask(region: Region, mask_mod: Callable[..., Any]) -> Any:
+    points = _points(region)
+    return run(mask_mod, points, "mask_mod", points[0])
+
+
 def _points(region: Region) -> list[Value]:
     return [region.parameter(name, "i32") for name in _COORDINATES]
 
@@ -161,17 +167,6 @@ def region_text(label: str, parameters: Sequence[str], region: Region, results: 
     """The text of a region inside an operation."""
     names = ", ".join([value.name for value in results])
     return f"{label}({', '.join(parameters)}) -> ({names}) {{\n    {region.body()}\n  }}"
-
-
-def _run(function: Callable[..., Any], arguments: Sequence[Value], what: str) -> Any:
-    try:
-        return function(*arguments)
-    except TypeError as error:
-        # One that the call itself raised, not what the function does.
-        inside = error.__traceback__ is not None and error.__traceback__.tb_next is not None
-        if inside or isinstance(error, TraceError):
-            raise
-        raise TraceError(f"{what} is called with {len(arguments)} arguments: {error}") from error
 
 
 def _one_value(region: Region, result: Any, kind: str, what: str) -> Value:

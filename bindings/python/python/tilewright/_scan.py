@@ -41,8 +41,8 @@ def axis_of(leaves: Sequence[Any], axis: int, name: str) -> int:
     rank = leaves[0].ndim
     if not -rank <= axis < rank:
         raise ArgumentError(f"{name}: between {-rank} and {rank - 1} expected, {axis} found")
-    # A number also where Dynamo would take it for a symbol.
-    along = range(rank)[axis]
+    # A number also where PyTorch's compiler would take it for a symbol.
+    along = next(place for place in range(rank) if axis in (place, place - rank))
     for i, leaf in enumerate(leaves):
         if leaf.ndim <= along or leaf.shape[along] != leaves[0].shape[along]:
             raise ShapeError(

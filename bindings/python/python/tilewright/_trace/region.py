@@ -10,6 +10,7 @@ import functools
 import math
 import numbers
 import sys
+import types
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias, cast
@@ -79,11 +80,16 @@ def written_type(kind: str, shape: Sequence[int]) -> str:
     return f"{kind}{[int(extent) for extent in shape]}"
 
 
+def is_users(frame: types.FrameType) -> bool:
+    """Whether a frame is neither this package's nor that of an array library."""
+    inside = ("tilewright.", "torch.", "numpy.", "functools", "jax.", "jaxlib.", "cupy.")
+    return not frame.f_globals.get("__name__", "").startswith(inside)
+
+
 def _user_frame() -> tuple[str, int]:
-    """File and line of the innermost frame that is neither this package's nor that of an array library."""
+    """File and line of the innermost frame that is the user's."""
     frame = sys._getframe(2)
-    inside = ("tilewright.", "torch.", "numpy.", "functools")
-    while frame.f_globals.get("__name__", "").startswith(inside) and frame.f_back is not None:
+    while not is_users(frame) and frame.f_back is not None:
         frame = frame.f_back
     return frame.f_code.co_filename, frame.f_lineno
 

@@ -39,7 +39,8 @@ def flex_attention(
         # PyTorch's operator asks for the lists along keys and along queries; nobody will read them.
         lists = (empty, empty.unsqueeze(-1), None, None, empty, empty.unsqueeze(-1), None, None, None, None, None, None)
         blocks = (query.shape[2], key.shape[2], *lists, FUNCTION_ONLY, FUNCTION_ONLY, mask_mod)
-    out, lse, maximum = flex_attention_op(query, key, value, score_mod or _identity, blocks, scale, _OPTIONS)
+    score = _identity if score_mod is None else score_mod
+    out, lse, maximum = flex_attention_op(query, key, value, score, blocks, scale, _OPTIONS)
     return out, lse * LOG2, maximum * LOG2
 
 

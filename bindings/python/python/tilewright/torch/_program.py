@@ -15,6 +15,7 @@ from tilewright import _program
 from tilewright._errors import TraceError
 from tilewright._scan import Order
 from tilewright._scan import scan as write_scan
+from tilewright._trace.calling import run
 from tilewright._trace.region import Library, Region, Value
 from tilewright._trace.types import score_kind
 from tilewright.torch._reads import Reads, reads, watched
@@ -99,7 +100,7 @@ def scan(
 
     def flat(left: list[Value], right: list[Value]) -> list[Any]:
         tree = unflatten(left)
-        results, structure = flatten(combine(tree, unflatten(right)))
+        results, structure = flatten(run(combine, (tree, unflatten(right)), "combine_fn", left[0]))
         if structure != flatten(tree)[1]:
             raise TraceError("combine_fn returned another tree than its arguments have")
         return results
