@@ -316,3 +316,16 @@ def test_inference(dtype: torch.dtype) -> None:
     # Asked for a gradient after all.
     for a, b in zip(*(torch.autograd.grad(f(q, k, v).sum(), bias) for f in (compiled, function))):
         torch.testing.assert_close(a, b)
+
+
+def test_a_call_is_given_what_another_gave() -> None:
+    q, k, v = (torch.randn(1, 2, 8, 4, requires_grad=True) for _ in range(3))
+
+    def function(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        once, lse = flex_attention(q, k, v, return_lse=True)
+        return flex_attention(once, k, once, lambda s, b, h, i, j: s + once[b, h, i, 0] * lse[b, h, j])
+
+    found, golden = torch.compile(function, fullgraph=True)(q, k, v), function(q, k, v)
+    torch.testing.assert_close(found, golden)
+    for a, b in zip(*(torch.autograd.grad(out.square().sum(), (q, k, v)) for out in (found, golden))):
+        torch.testing.assert_close(a, b)

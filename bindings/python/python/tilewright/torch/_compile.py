@@ -20,7 +20,8 @@ from torch.nn.attention import flex_attention as torch_module
 from torch.nn.attention.flex_attention import noop_mask
 
 from tilewright import _native
-from tilewright.torch._replace import FUNCTION_ONLY, LOG2, replace_calls
+from tilewright.torch import _rows
+from tilewright.torch._replace import FUNCTION_ONLY, NATURAL, replace_calls
 
 
 def _identity(score: Any, b: Any, h: Any, q: Any, k: Any) -> Any:
@@ -30,7 +31,7 @@ def _identity(score: Any, b: Any, h: Any, q: Any, k: Any) -> Any:
 def flex_attention(
     query: Tensor, key: Tensor, value: Tensor, score_mod: Any, block_mask: Any, scale: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The call as Dynamo sees it. PyTorch's operator gives its statistics in base 2."""
+    """The call as Dynamo sees it. PyTorch's operator gives its statistics in base 2; ours is asked for natural ones."""
     if block_mask is not None and getattr(block_mask, "_sizes", None) is None:
         blocks = block_mask.as_tuple()
     else:
@@ -40,8 +41,8 @@ def flex_attention(
         lists = (empty, empty.unsqueeze(-1), None, None, empty, empty.unsqueeze(-1), None, None, None, None, None, None)
         blocks = (query.shape[2], key.shape[2], *lists, FUNCTION_ONLY, FUNCTION_ONLY, mask_mod)
     score = _identity if score_mod is None else score_mod
-    out, lse, maximum = flex_attention_op(query, key, value, score, blocks, scale, _OPTIONS)
-    return out, lse * LOG2, maximum * LOG2
+    results: tuple[Tensor, Tensor, Tensor] = flex_attention_op(query, key, value, score, blocks, scale, _NATURAL_OPTIONS)
+    return results
 
 
 _OPTIONS: dict[str, Any] = {
@@ -53,6 +54,7 @@ _OPTIONS: dict[str, Any] = {
     "OUTPUT_LOGSUMEXP": True,
     "OUTPUT_MAX": True,
 }
+_NATURAL_OPTIONS: dict[str, Any] = {**_OPTIONS, NATURAL: True}
 
 
 def associative_scan(
@@ -92,13 +94,14 @@ class ReplaceCalls(CustomGraphPass):
 
     def uuid(self) -> str:
         """Changes when the pass does."""
-        return f"tilewright-{_native.__version__}-4"
+        return f"tilewright-{_native.__version__}-5"
 
 
 def install() -> None:
     """Makes ``torch.compile`` run the pass. Idempotent."""
     from torch._inductor import config
 
+    _rows.install()
     if not isinstance(config.pre_grad_custom_pass, ReplaceCalls):
         previous = config.pre_grad_custom_pass
         config.pre_grad_custom_pass = ReplaceCalls() if previous is None else _Both(previous)

@@ -7,6 +7,7 @@ is run on traced values as a user's function is outside of ``torch.compile``, so
 from __future__ import annotations
 
 import dataclasses
+import math
 import operator
 from collections.abc import Callable, Iterable
 from typing import Any, TypeAlias, cast
@@ -26,7 +27,8 @@ from tilewright.torch._block_mask import block_table, from_table
 from tilewright.torch._unused import remove_unused
 from tilewright.torch._values import LIBRARY
 
-LOG2 = 0.6931471805599453
+#: The option that says that a call wants its statistics as they are.
+NATURAL = "TILEWRIGHT_NATURAL"
 
 #: Stands for the block size where a mask's function says all.
 FUNCTION_ONLY = 1 << 30
@@ -141,7 +143,7 @@ def _call(graph: fx.Graph, inputs: list[fx.Node], program: str) -> fx.Node:
 
 def _replace_attention(graph: fx.Graph, node: fx.Node) -> None:
     arguments: tuple[Any, ...] = node.args
-    query, key, value, score, blocks, scale, _options, score_captures, mask_captures = arguments
+    query, key, value, score, blocks, scale, options, score_captures, mask_captures = arguments
     captures = _Captures(graph)
     score_function = _function(graph, score, score_captures, captures)
     mask_function: Callable[..., Any] | None = None
@@ -149,8 +151,7 @@ def _replace_attention(graph: fx.Graph, node: fx.Node) -> None:
         mask_function = _function(graph, blocks[-1], mask_captures, captures)
     with graph.inserting_before(node):
         if _example(blocks[-2]) != FUNCTION_ONLY:
-            table = graph.call_function(block_table, (blocks[1], *blocks[2:6], blocks[-2]))
-            table.meta["example_value"] = block_table(*(_example(item) for item in table.args))
+            table = _computed(graph, block_table, blocks[1], *blocks[2:6], blocks[-2])
             sizes = (_example(blocks[-3]), _example(blocks[-2]))
             mask_function = from_table(captures.example(table), sizes, mask_function)
         operands = (_example(query), _example(key), _example(value))
@@ -162,9 +163,11 @@ def _replace_attention(graph: fx.Graph, node: fx.Node) -> None:
             *operands, score_function, mask_function, float(_example(scale)), results, captures.library
         )
         call = _call(graph, [query, key, value, *map(captures.node, read)], program)
-        out = graph.call_function(_pick, (call, 0))
+        out = _result(graph, call, 0)
         places = [results.index(name) for name in ("lse", "max")]
-        statistics = [graph.call_function(_in_base_two, (graph.call_function(_pick, (call, i)),)) for i in places]
+        statistics = [_result(graph, call, place) for place in places]
+        if not options.get(NATURAL):
+            statistics = [_computed(graph, _in_base_two, statistic) for statistic in statistics]
     _substitute(graph, node, [out, *statistics])
 
 
@@ -177,12 +180,23 @@ def _substitute(graph: fx.Graph, node: fx.Node, results: list[fx.Node]) -> None:
     graph.erase_node(node)
 
 
+def _result(graph: fx.Graph, call: fx.Node, index: int) -> fx.Node:
+    return _computed(graph, _pick, call, index)
+
+
+def _computed(graph: fx.Graph, function: Callable[..., Any], *arguments: Any) -> fx.Node:
+    """A new node, with an example of its value, which another call may be given."""
+    node = graph.call_function(function, arguments)
+    node.meta["example_value"] = function(*map(_example, arguments))
+    return node
+
+
 def _pick(items: list[Tensor], index: int) -> Tensor:
     return items[index]
 
 
 def _in_base_two(statistic: Tensor) -> Tensor:
-    return statistic / LOG2
+    return statistic / math.log(2.0)
 
 
 def _is_noop(module: fx.GraphModule) -> bool:
@@ -265,7 +279,7 @@ def _scan(
         captures.library,
     )
     call = _call(graph, [*operands, *map(captures.node, read)], program)
-    return [graph.call_function(_pick, (call, i)) for i in range(len(leaves))]
+    return [_result(graph, call, place) for place in range(len(leaves))]
 
 
 def _replace_torchs_scan(graph: fx.Graph, node: fx.Node) -> None:
@@ -281,7 +295,7 @@ def _replace_torchs_scan(graph: fx.Graph, node: fx.Node) -> None:
     with graph.inserting_before(node):
         order = Order(axis, reverse)
         scanned = _scan(graph, sources, lambda left, right: list(function(*left, *right)), captures, order)
-        moved = [graph.call_function(torch.movedim, (result, axis, 0)) for result in scanned]
+        moved = [_computed(graph, torch.movedim, result, axis, 0) for result in scanned]
     if reverse:
         moved = [_unflipped(graph, node, i, result) for i, result in enumerate(moved)]
     _substitute(graph, node, moved)
@@ -312,7 +326,7 @@ def _unflipped(graph: fx.Graph, node: fx.Node, index: int, result: fx.Node) -> f
                 flip.replace_all_uses_with(result)
                 graph.erase_node(flip)
     with graph.inserting_before(node):
-        return graph.call_function(torch.flip, (result, [0]))
+        return _computed(graph, torch.flip, result, [0])
 
 
 _REPLACE: dict[Any, Callable[[fx.Graph, fx.Node], None]] = {
