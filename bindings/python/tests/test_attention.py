@@ -99,11 +99,14 @@ SHAPES = [
     Sizes(heads=4, key_heads=1, value_size=24),
     Sizes(head_size=8, value_size=40),
     Sizes(head_size=128, value_size=64, batch=1),
+    Sizes(head_size=256, value_size=8, batch=1, heads=1, key_heads=1, queries=127, keys=127),
+    Sizes(queries=256, keys=256, batch=1, heads=2, key_heads=1),
+    Sizes(queries=1025, keys=1025, batch=1, heads=1, key_heads=1),
 ]
 
 
 @pytest.mark.parametrize("sizes", SHAPES, ids=lambda z: f"{z.batch}x{z.heads}/{z.key_heads}x{z.queries}x{z.keys}x{z.head_size}x{z.value_size}")
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 def test_shape(sizes: Sizes, dtype: torch.dtype) -> None:
     relative = next(case for case in SCORES if case.name == "relative_signed")
     _compare(relative, MASKS["causal"], sizes, dtype)
@@ -114,6 +117,21 @@ def test_strided_inputs_are_read_where_they_are() -> None:
     query, key, value = (packed[:, :, i].transpose(1, 2) for i in range(3))
     out = flex_attention(query, key, value)
     torch.testing.assert_close(out, dense(query, key, value)[0])
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_row_maximum(dtype: torch.dtype) -> None:
+    sizes = Sizes()
+    inputs = _inputs(sizes, dtype)
+
+    def score(s: Any, b: Any, h: Any, q: Any, k: Any) -> Any:
+        return torch.where(q == 3, float("-inf"), s - 0.1 * (q - k).abs())
+
+    _, aux = flex_attention(*inputs, score, return_aux=AuxRequest(max_scores=True))
+    assert aux.lse is None and aux.max_scores is not None
+    golden = dense(*(x.detach().double() for x in inputs), score)[2]
+    assert bool(torch.isneginf(aux.max_scores[:, :, 3]).all())
+    torch.testing.assert_close(aux.max_scores.double(), golden, rtol=1e-5, atol=1e-5)
 
 
 def test_results_repeat_bit_for_bit() -> None:

@@ -25,6 +25,10 @@ def test_sizes_that_disagree() -> None:
         flex_attention(q[0], k, v)
     with pytest.raises(tilewright.ShapeError, match=r"key.*3.*"):
         flex_attention(q, k[:, :3], v[:, :3], enable_gqa=True)
+    with pytest.raises(tilewright.ShapeError, match=r"key: axis 1: .*4 heads expected, 0 found"):
+        flex_attention(q, k[:, :0], v[:, :0], enable_gqa=True)
+    with pytest.raises(tilewright.ShapeError, match=r"key.*axis 0.*2.*3"):
+        flex_attention(q, torch.cat([k, k[:1]]), torch.cat([v, v[:1]]))
     with pytest.raises(tilewright.ShapeError, match=r"value.*axis 2.*9.*5"):
         flex_attention(q, k, v[:, :, :5])
 
@@ -35,6 +39,8 @@ def test_types_that_disagree() -> None:
         flex_attention(q, k.double(), v)
     with pytest.raises(TypeError, match=r"query.*float type.*int"):
         flex_attention(q.int(), k.int(), v.int())
+    with pytest.raises(tilewright.DTypeError, match=r"value.*bfloat16.*float16"):
+        flex_attention(q.bfloat16(), k.bfloat16(), v.half())
 
 
 def test_if_on_a_traced_value() -> None:

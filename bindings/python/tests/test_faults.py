@@ -48,10 +48,11 @@ def test_scores_that_are_infinite_or_no_number() -> None:
 
     def score(s: Any, b: Any, h: Any, i: Any, j: Any) -> Any:
         s = torch.where((i == 2) & (j == 4), math.nan, s)
+        s = torch.where((i == 5) & (j == 3), math.inf, s)
         return torch.where(j == 1, -math.inf, s)
 
     out, golden = flex_attention(q, k, v, score), dense(q, k, v, score)[0]
-    assert bool(torch.isnan(out[:, :, 2]).all())
+    assert bool(torch.isnan(out[:, :, 2]).all()) and bool(torch.isnan(out[:, :, 5]).all())
     torch.testing.assert_close(out, golden, equal_nan=True)
 
 
@@ -89,6 +90,17 @@ def test_sizes_that_overflow() -> None:
     with pytest.raises(tilewright.OutOfMemoryError):
         flex_attention(one.expand(1, 1 << 14, 1 << 30, 8), keys, keys)
     assert flex_attention(narrow, narrow, narrow).shape == (1, 1, 4, 8)
+
+
+def test_an_element_beyond_two_to_the_31() -> None:
+    q, k, v = (x.detach() for x in _qkv())
+    start = 1 << 31
+    # Memory that the system hands out where it is touched only.
+    table = torch.empty(start + 9, dtype=torch.uint8)
+    table[start:] = torch.arange(9)
+    near = torch.arange(9)
+    far = flex_attention(q, k, v, lambda s, b, h, i, j: s + table[j.long() + start])
+    torch.testing.assert_close(far, flex_attention(q, k, v, lambda s, b, h, i, j: s + near[j]))
 
 
 def test_a_long_chain_of_operations() -> None:
