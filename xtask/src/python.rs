@@ -35,7 +35,7 @@ const TORCH_LIBRARIES: &[&str] = &[
 const TOOLS: &[&str] = &["maturin>=1.9,<2", "pytest", "mypy", "pyright"];
 
 /// What is typed beside the package.
-const TYPED: &[&str] = &["tests", "../../examples/python", "../../bench/python_overhead.py"];
+const TYPED: &[&str] = &["tests", "../../examples/python", "../../bench/python_overhead.py", "../../bench/python_gpu.py"];
 
 /// Builds the binding and runs its tests and type checkers.
 pub fn test() -> Outcome {

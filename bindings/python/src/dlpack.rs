@@ -23,8 +23,10 @@ pub struct Device {
 /// Memory of the host.
 pub const CPU: Device = Device { kind: 1, number: 0 };
 
-/// Memory of the host that a GPU can reach.
+/// Kinds of memory: an NVIDIA GPU's; the host's, that a GPU can reach; either's.
+const CUDA: i32 = 2;
 const PINNED: i32 = 3;
+const MANAGED: i32 = 13;
 
 /// `DLDataType`.
 #[repr(C)]
@@ -111,9 +113,13 @@ pub const UNVERSIONED: &CStr = c"dltensor";
 pub const VERSIONED: &CStr = c"dltensor_versioned";
 
 impl DlTensor {
-    /// Whether the processor can read it.
-    pub fn is_on_host(&self) -> bool {
-        self.device.kind == CPU.kind || self.device.kind == PINNED
+    /// Where programs that read it run; none where nobody of ours can.
+    pub fn place(&self) -> Option<tilewright::Device> {
+        match self.device.kind {
+            kind if kind == CPU.kind || kind == PINNED => Some(tilewright::Device::Cpu),
+            CUDA | MANAGED => usize::try_from(self.device.number).ok().map(tilewright::Device::Cuda),
+            _ => None,
+        }
     }
 
     /// The address of the first element.

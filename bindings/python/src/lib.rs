@@ -2,7 +2,7 @@
 //!
 //! Python traces a user's function to the compiler's text form (`tilewright/_trace`) and hands it over with arrays of any
 //! library, whose addresses, shapes and strides are asked for by DLPack. Nothing is copied: inputs are read where they
-//! are. The interpreter lock is released while kernels run.
+//! are, and programs run there: on the CPU, without the interpreter lock, or on a GPU's stream, which is not waited for.
 
 mod array;
 mod dlpack;
@@ -14,24 +14,45 @@ use std::path::PathBuf;
 use pyo3::exceptions::PyOSError;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyList};
-use tilewright_ir::Error;
+use tilewright::Device;
+use tilewright_ir::{DType, Error, ErrorKind, Type};
 use tilewright_pictures::{Matrix, heat_maps};
 
 use crate::memory::{allocate, borrow};
 
 /// Runs `program` on arrays; results are allocated by `empty` (PyTorch's function), or are arrays of our own.
+///
+/// On a GPU the program is asked of `stream`, by its handle, and nothing is waited for. A read out of range is then
+/// raised by the next call of the same program, or by `synchronize`.
 #[pyfunction]
+#[pyo3(signature = (program, inputs, empty, threads, stream = 0))]
 fn call<'py>(
     py: Python<'py>,
     program: &str,
     inputs: Vec<Bound<'py, PyAny>>,
     empty: Option<Bound<'py, PyAny>>,
     threads: usize,
+    stream: usize,
 ) -> PyResult<Bound<'py, PyList>> {
     let inputs = borrow(inputs)?;
+    let device = inputs.device().map_err(|error| raise(py, error))?;
     let compiled = program::compiled(program, &inputs.tensors).map_err(|error| raise(py, error))?;
-    let (outputs, targets) = allocate(py, empty.as_ref(), compiled.results())?;
     let tensors = &inputs.tensors;
+    if let Device::Cuda(number) = device {
+        let Some(empty) = empty else {
+            return Err(raise(py, needs_pytorch(device)));
+        };
+        let executable = py.detach(|| compiled.on_gpu(number)).map_err(|error| raise(py, error))?;
+        let scratch = Type::new(DType::U8, [executable.scratch_bytes()]);
+        let (_scratch, scratch) = allocate(py, Some(&empty), &[scratch], device)?;
+        let (outputs, targets) = allocate(py, Some(&empty), compiled.results(), device)?;
+        // SAFETY: PyTorch gives memory out, and takes it back, in the order of the stream: what was allocated or is lent
+        // stays until the run is over, and nobody else uses the outputs or the scratch memory before.
+        unsafe { program::enqueue(&executable, tensors, &targets, &scratch[0], stream) }
+            .map_err(|error| raise(py, error))?;
+        return PyList::new(py, outputs);
+    }
+    let (outputs, targets) = allocate(py, empty.as_ref(), compiled.results(), device)?;
     py.detach(|| {
         // SAFETY: `inputs` and `outputs` keep the memory alive until this returns; the outputs were allocated just
         // now, packed, and nothing else refers to them.
@@ -39,6 +60,20 @@ fn call<'py>(
     })
     .map_err(|error| raise(py, error))?;
     PyList::new(py, outputs)
+}
+
+/// Waits for what was asked of a GPU's own stream, and raises the reads out of range that programs met there.
+#[pyfunction]
+fn synchronize(py: Python<'_>, number: usize) -> PyResult<()> {
+    py.detach(|| Device::Cuda(number).synchronize()).map_err(|error| raise(py, error))
+}
+
+fn needs_pytorch(device: Device) -> Error {
+    Error::new(ErrorKind::DeviceUnavailable {
+        device: device.to_string(),
+        found: "arrays of another library than PyTorch".into(),
+        required: "tensors of PyTorch, or arrays in the host's memory".into(),
+    })
 }
 
 /// The kind of each block that a mask leaves, row-major in `[batch, heads, query blocks, key blocks]`: 0 empty,
@@ -53,6 +88,7 @@ fn block_kinds<'py>(
     block: (usize, usize),
 ) -> PyResult<Bound<'py, PyBytes>> {
     let captures = borrow(captures)?;
+    captures.check_on_host().map_err(|error| raise(py, error))?;
     let tensors = &captures.tensors;
     let kinds = py.detach(|| {
         // SAFETY: `captures` keeps the memory alive until this returns.
@@ -80,6 +116,7 @@ fn heat_map(
     matrix: Bound<'_, PyAny>,
 ) -> PyResult<()> {
     let borrowed = borrow(vec![matrix])?;
+    borrowed.check_on_host().map_err(|error| raise(py, error))?;
     let tensor = &borrowed.tensors[0];
     let &[rows, columns] = tensor.form.shape.as_slice() else {
         let rank = tensor.form.shape.len();
@@ -109,6 +146,7 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("__version__", env!("CARGO_PKG_VERSION"))?;
     module.add_class::<array::Array>()?;
     module.add_function(wrap_pyfunction!(call, module)?)?;
+    module.add_function(wrap_pyfunction!(synchronize, module)?)?;
     module.add_function(wrap_pyfunction!(explain, module)?)?;
     module.add_function(wrap_pyfunction!(block_kinds, module)?)?;
     module.add_function(wrap_pyfunction!(heat_map, module)?)?;

@@ -7,8 +7,9 @@ use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyDict, PyTuple};
+use tilewright::Device;
 use tilewright::pipeline::Layout;
-use tilewright_ir::{DType, Error, ErrorKind, Scalar, Type};
+use tilewright_ir::{DType, Error, ErrorKind, Result, Scalar, Type};
 
 use crate::array::Array;
 use crate::dlpack::{self, DlTensor, ElementType};
@@ -17,6 +18,8 @@ use crate::raise;
 /// An array in somebody else's memory.
 pub struct Tensor {
     address: usize,
+    /// Where it lies.
+    pub device: Device,
     /// All else.
     pub form: Form,
 }
@@ -40,7 +43,44 @@ pub struct Borrowed<'py> {
     _lent: Vec<Bound<'py, PyAny>>,
 }
 
-/// Borrows arrays of any library, all in the host's memory.
+impl Borrowed<'_> {
+    /// The one device that all lie on; the CPU where there is none.
+    ///
+    /// # Errors
+    /// `DeviceUnavailable` where they lie on several.
+    pub fn device(&self) -> Result<Device> {
+        let first = self.tensors.first().map_or(Device::Cpu, |tensor| tensor.device);
+        match self.tensors.iter().find(|tensor| tensor.device != first) {
+            Some(other) => Err(Error::new(ErrorKind::DeviceUnavailable {
+                device: first.to_string(),
+                found: format!("an array on {}", other.device),
+                required: "all arrays on one device".into(),
+            })),
+            None => Ok(first),
+        }
+    }
+
+    /// Raises unless all lie in the host's memory.
+    ///
+    /// # Errors
+    /// `DeviceUnavailable`.
+    pub fn check_on_host(&self) -> Result<()> {
+        match self.device()? {
+            Device::Cpu => Ok(()),
+            device @ Device::Cuda(_) => Err(elsewhere(device.to_string())),
+        }
+    }
+}
+
+fn elsewhere(found: String) -> Error {
+    Error::new(ErrorKind::DeviceUnavailable {
+        device: "cpu".into(),
+        found: format!("an array on {found}"),
+        required: "an array in the host's memory".into(),
+    })
+}
+
+/// Borrows arrays of any library.
 ///
 /// # Errors
 /// `DType` and `DeviceUnavailable`, and what the arrays' library raises.
@@ -55,7 +95,8 @@ pub fn borrow<'py>(arrays: Vec<Bound<'py, PyAny>>) -> PyResult<Borrowed<'py>> {
     Ok(Borrowed { tensors, _arrays: arrays, _lent: lent })
 }
 
-/// New packed arrays of these types, and their memory: tensors of PyTorch where its `empty` is given, else our own.
+/// New packed arrays of these types, and their memory: tensors of PyTorch on this device where its `empty` is given,
+/// else our own, in the host's memory.
 ///
 /// # Errors
 /// `OutOfMemory`, and what PyTorch raises.
@@ -63,12 +104,13 @@ pub fn allocate<'py>(
     py: Python<'py>,
     empty: Option<&Bound<'py, PyAny>>,
     types: &[Type],
+    device: Device,
 ) -> PyResult<(Vec<Bound<'py, PyAny>>, Vec<Tensor>)> {
     let one = |ty: &Type| match empty {
-        Some(empty) => empty_torch(py, empty, ty),
+        Some(empty) => empty_torch(py, empty, ty, device),
         None => {
             let array = Array::new(ty).map_err(|error| raise(py, error))?;
-            let tensor = Tensor { address: array.address(), form: Form::packed(ty) };
+            let tensor = Tensor { address: array.address(), device, form: Form::packed(ty) };
             Ok((Bound::new(py, array)?.into_any(), tensor))
         }
     };
@@ -82,6 +124,7 @@ fn empty_torch<'py>(
     py: Python<'py>,
     empty: &Bound<'py, PyAny>,
     ty: &Type,
+    device: Device,
 ) -> PyResult<(Bound<'py, PyAny>, Tensor)> {
     let types = TORCH_TYPES.get_or_try_init(py, || {
         let torch = py.import("torch")?;
@@ -93,14 +136,14 @@ fn empty_torch<'py>(
     let shape = PyTuple::new(py, &ty.shape)?;
     let tensor = empty.call((shape,), Some(&options)).map_err(|error| {
         // PyTorch says so by a `RuntimeError`.
-        let device = "cpu".into();
+        let name = device.to_string();
         match error.is_instance_of::<PyRuntimeError>(py) {
-            true => raise(py, Error::new(ErrorKind::OutOfMemory { bytes: ty.bytes(), device })),
+            true => raise(py, Error::new(ErrorKind::OutOfMemory { bytes: ty.bytes(), device: name })),
             false => error,
         }
     })?;
     let address = tensor.call_method0(intern!(py, "data_ptr"))?.extract()?;
-    Ok((tensor, Tensor { address, form: Form::packed(ty) }))
+    Ok((tensor, Tensor { address, device, form: Form::packed(ty) }))
 }
 
 /// The name that array libraries have for an element type.
@@ -160,16 +203,9 @@ impl Form {
 
 impl Tensor {
     fn of(py: Python<'_>, tensor: &DlTensor) -> PyResult<Tensor> {
-        if !tensor.is_on_host() {
-            return Err(raise(
-                py,
-                Error::new(ErrorKind::DeviceUnavailable {
-                    device: "cpu".into(),
-                    found: format!("an array on DLPack device {}", tensor.device.kind),
-                    required: "an array in the host's memory".into(),
-                }),
-            ));
-        }
+        let device = tensor.place();
+        let device =
+            device.ok_or_else(|| raise(py, elsewhere(format!("device {} of DLPack", tensor.device.kind))))?;
         let dtype = DType::ALL.into_iter().find(|&dtype| element_type(dtype) == tensor.element);
         let dtype = dtype.ok_or_else(|| {
             let ElementType { code, bits, .. } = tensor.element;
@@ -183,23 +219,28 @@ impl Tensor {
             Some(strides) => strides.iter().map(|&stride| stride as isize).collect(),
             None => Layout::packed(&shape).strides,
         };
-        Ok(Tensor { address: tensor.address(), form: Form { dtype, shape, strides } })
+        Ok(Tensor { address: tensor.address(), device, form: Form { dtype, shape, strides } })
+    }
+
+    /// The address of its least element.
+    pub fn start(&self) -> usize {
+        let low = self.form.reach().0 * self.form.dtype.size() as isize;
+        if self.form.shape.contains(&0) { self.address } else { self.address.wrapping_add_signed(low) }
     }
 
     /// The memory between its least and greatest element.
     ///
     /// # Safety
-    /// The tensor's memory is alive, and nobody writes to it meanwhile.
+    /// The tensor lies in the host's memory, which is alive, and nobody writes to it meanwhile.
     pub unsafe fn bytes(&self) -> &[u8] {
         if self.form.shape.contains(&0) {
             // SAFETY: no byte is read, and the address is aligned for every element type.
             return unsafe { std::slice::from_raw_parts(NonNull::<u64>::dangling().as_ptr().cast(), 0) };
         }
         let (low, high) = self.form.reach();
-        let size = self.form.dtype.size();
-        let start = self.address.wrapping_add_signed(low * size as isize);
+        let bytes = (high - low + 1) as usize * self.form.dtype.size();
         // SAFETY: every byte lies between elements of one tensor, which the caller keeps alive.
-        unsafe { std::slice::from_raw_parts(start as *const u8, (high - low + 1) as usize * size) }
+        unsafe { std::slice::from_raw_parts(self.start() as *const u8, bytes) }
     }
 
     /// The elements in row-major order, as `f64`.
@@ -230,7 +271,7 @@ impl Tensor {
     /// The memory of a packed tensor, to be written.
     ///
     /// # Safety
-    /// The tensor is packed, its memory is alive, and nobody else reads or writes it meanwhile.
+    /// The tensor is packed and lies in the host's memory, which is alive, and nobody else reads or writes it meanwhile.
     #[allow(clippy::mut_from_ref, reason = "the tensor only stands for memory that Python owns")]
     pub unsafe fn bytes_mut(&self) -> &mut [u8] {
         if self.form.shape.contains(&0) {

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use tilewright::pipeline::{self, Layout, Program};
+use tilewright::pipeline::{self, Executable, Layout, Program, Stream};
 use tilewright_autodiff::reverse;
 use tilewright_ir::{Error, Graph, Result, Type, Value, parse};
 use tilewright_plan::attention::{Attention, AttentionShape};
@@ -26,6 +26,8 @@ pub struct Runnable {
     results: Vec<Type>,
     /// Whether other threads would cost more than they give.
     small: bool,
+    /// The program for GPUs that it was run on.
+    on_gpus: Mutex<Vec<(usize, Arc<Executable>)>>,
 }
 
 /// Multiplications and additions that take about as long as waking a thread.
@@ -60,7 +62,25 @@ impl Runnable {
         self.program.explain()
     }
 
-    /// Runs the program.
+    /// The program for the GPU of this number, compiled at its first use.
+    ///
+    /// # Errors
+    /// `DeviceUnavailable`, and a read out of range that an earlier run met.
+    pub fn on_gpu(&self, number: usize) -> Result<Arc<Executable>> {
+        let mut on_gpus = self.on_gpus.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, known)) = on_gpus.iter().find(|(of, _)| *of == number) {
+            return known.take_fault().map_or_else(|| Ok(known.clone()), Err);
+        }
+        let executable = self.program.on_gpu(number)?;
+        // Its constants are on their way by another stream than the caller's.
+        executable.device().synchronize()?;
+        // A graph that was captured may run it for as long as the process lives.
+        std::mem::forget(executable.clone());
+        on_gpus.push((number, executable.clone()));
+        Ok(executable)
+    }
+
+    /// Runs the program on the CPU.
     ///
     /// # Errors
     /// As the back end's.
@@ -76,6 +96,28 @@ impl Runnable {
             outputs.iter().map(|tensor| unsafe { tensor.bytes_mut() }).collect();
         self.program.run(&inputs, &mut outputs, if self.small { 1 } else { threads })
     }
+}
+
+/// Asks a GPU's stream for a run.
+///
+/// # Errors
+/// Where the driver fails.
+///
+/// # Safety
+/// All tensors lie on the executable's GPU, whose stream it is, and stay until the run is over; outputs are packed, of
+/// the program's result types, and nobody else reads or writes them or the scratch memory before.
+pub unsafe fn enqueue(
+    executable: &Executable,
+    inputs: &[Tensor],
+    outputs: &[Tensor],
+    scratch: &Tensor,
+    stream: usize,
+) -> Result<()> {
+    let addresses =
+        |tensors: &[Tensor]| tensors.iter().map(|tensor| tensor.start() as u64).collect::<Vec<u64>>();
+    let stream = Stream::from_handle(stream);
+    // SAFETY: the caller's promise; PyTorch's allocations begin at multiples of 512.
+    unsafe { executable.enqueue(&addresses(inputs), &addresses(outputs), scratch.start() as u64, stream) }
 }
 
 /// The compiled form of a program for tensors of these types and strides.
@@ -108,7 +150,7 @@ fn compile(program: &str, inputs: Vec<Form>) -> Result<Runnable> {
     let layouts: Vec<Layout> = inputs.iter().map(Form::layout).collect();
     let program = pipeline::compile(graph, &layouts)?;
     let small = work(&program.plan) < SMALL;
-    Ok(Runnable { inputs, program, results, small })
+    Ok(Runnable { inputs, program, results, small, on_gpus: Mutex::default() })
 }
 
 /// The graph of a program for inputs of these types: a text with `$n` for the type of input n, or a derivative of one,

@@ -32,15 +32,16 @@ class Sizes:
     keys: int = 37
     head_size: int = 16
     value_size: int = 16
+    device: str = "cpu"
     generator: torch.Generator = field(default_factory=lambda: torch.Generator().manual_seed(0))
 
     def normal(self, *shape: int, dtype: torch.dtype) -> Tensor:
         """A random tensor that requires a gradient."""
-        return (torch.randn(shape, generator=self.generator) * 0.5).to(dtype).requires_grad_()
+        return (torch.randn(shape, generator=self.generator) * 0.5).to(self.device, dtype).requires_grad_()
 
     def integers(self, high: int, *shape: int) -> Tensor:
         """Random whole numbers below ``high``."""
-        return torch.randint(0, high, shape, generator=self.generator)
+        return torch.randint(0, high, shape, generator=self.generator).to(self.device)
 
 
 def _plain(function: Function) -> Callable[[Sizes, torch.dtype], tuple[Function, list[Tensor]]]:
@@ -62,7 +63,7 @@ def _length(sizes: Sizes) -> int:
 
 
 def _alibi(sizes: Sizes, dtype: torch.dtype) -> tuple[Function, list[Tensor]]:
-    slopes = torch.exp2(-torch.arange(1, sizes.heads + 1) * 8.0 / sizes.heads).to(dtype)
+    slopes = torch.exp2(-torch.arange(1, sizes.heads + 1) * 8.0 / sizes.heads).to(sizes.device, dtype)
     return lambda s, b, h, q, k: s + slopes[h] * (k - q), []
 
 
@@ -209,17 +210,17 @@ SCORES: list[Case] = [
 
 
 def _document(sizes: Sizes) -> Function:
-    ids = torch.arange(_length(sizes)) // 11
+    ids = torch.arange(_length(sizes), device=sizes.device) // 11
     return lambda b, h, q, k: (ids[q] == ids[k]) & (q >= k)
 
 
 def _prefix(sizes: Sizes) -> Function:
-    prefix = torch.tensor([5, 12, 0, 3])[: sizes.batch]
+    prefix = torch.tensor([5, 12, 0, 3], device=sizes.device)[: sizes.batch]
     return lambda b, h, q, k: (k < prefix[b]) | (q >= k)
 
 
 def _padding(sizes: Sizes) -> Function:
-    lengths = torch.tensor([sizes.keys, max(sizes.keys // 3, 1), 1, 2])[: sizes.batch]
+    lengths = torch.tensor([sizes.keys, max(sizes.keys // 3, 1), 1, 2], device=sizes.device)[: sizes.batch]
     return lambda b, h, q, k: k < lengths[b]
 
 
@@ -234,12 +235,12 @@ def _neighbourhood(sizes: Sizes) -> Function:
 
 
 def _per_head(sizes: Sizes) -> Function:
-    window = torch.tensor([3, 9, 100, 1])[: sizes.heads]
+    window = torch.tensor([3, 9, 100, 1], device=sizes.device)[: sizes.heads]
     return lambda b, h, q, k: torch.abs(q - k) <= window[h]
 
 
 def _table(sizes: Sizes) -> Function:
-    table = torch.rand(sizes.queries, sizes.keys, generator=sizes.generator) < 0.4
+    table = (torch.rand(sizes.queries, sizes.keys, generator=sizes.generator) < 0.4).to(sizes.device)
     return lambda b, h, q, k: table[q, k]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -24,10 +25,10 @@ def dense(
     key, value = (x.repeat_interleave(repeat, dim=1).expand(batch, -1, -1, -1) for x in (key, value))
     scale = 1 / math.sqrt(size) if scale is None else scale
     score = (query @ key.transpose(-1, -2)) * scale
-    b = torch.arange(batch, dtype=torch.int32).view(-1, 1, 1, 1)
-    h = torch.arange(heads, dtype=torch.int32).view(1, -1, 1, 1)
-    q = torch.arange(queries, dtype=torch.int32).view(1, 1, -1, 1)
-    k = torch.arange(keys, dtype=torch.int32).view(1, 1, 1, -1)
+    b = torch.arange(batch, dtype=torch.int32, device=query.device).view(-1, 1, 1, 1)
+    h = torch.arange(heads, dtype=torch.int32, device=query.device).view(1, -1, 1, 1)
+    q = torch.arange(queries, dtype=torch.int32, device=query.device).view(1, 1, -1, 1)
+    k = torch.arange(keys, dtype=torch.int32, device=query.device).view(1, 1, 1, -1)
     if score_mod is not None:
         score = score_mod(score, b, h, q, k).to(query.dtype).expand(batch, heads, queries, keys)
     if mask_mod is not None:
@@ -63,3 +64,10 @@ def check(name: str, found: Tensor, plain: Tensor, golden: Tensor, dtype: torch.
     ours, theirs = error(found, golden), error(plain, golden)
     allowed = max(FACTOR[dtype] * theirs, FLOOR[dtype] * (1 + float(golden.detach().double().nan_to_num().abs().max() if golden.numel() else 0)))
     assert ours <= allowed, f"{name}: error {ours:.3e}, at most {allowed:.3e} allowed (plain: {theirs:.3e})"
+
+
+#: What the tests of programs run on; without a GPU, the reason for skipping is shown.
+DEVICES = [
+    "cpu",
+    pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="this machine has no NVIDIA GPU")),
+]

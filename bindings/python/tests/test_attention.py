@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from typing import Any
 
 import pytest
 import torch
 from cases import MASKS, SCORES, Case, Sizes
-from oracle import check, dense
+from oracle import DEVICES, check, dense
 from torch import Tensor
 
 from tilewright.torch import AuxRequest, create_block_mask, flex_attention
@@ -45,8 +46,8 @@ def _evaluate(
 
 def _with_gradients(out: Tensor, lse: Tensor, leaves: list[Tensor]) -> list[Tensor | None]:
     generator = torch.Generator().manual_seed(2)
-    g = torch.randn(out.shape, generator=generator, dtype=torch.float64).to(out.dtype)
-    gl = torch.randn(lse.shape, generator=generator, dtype=torch.float64).to(lse.dtype)
+    g = torch.randn(out.shape, generator=generator, dtype=torch.float64).to(out)
+    gl = torch.randn(lse.shape, generator=generator, dtype=torch.float64).to(lse)
     finite = torch.where(torch.isinf(lse), 0.0, lse)
     loss = (out * g).sum() + (finite * gl).sum()
     return [out, lse, *torch.autograd.grad(loss, leaves, allow_unused=True)]
@@ -62,7 +63,7 @@ def _compare(case: Case | None, make_mask: Any, sizes: Sizes, dtype: torch.dtype
         score, captured = case.make(traced, dtype)
     block_mask = None
     if mask is not None:
-        block_mask = create_block_mask(mask, sizes.batch, sizes.heads, sizes.queries, sizes.keys, device="cpu")
+        block_mask = create_block_mask(mask, sizes.batch, sizes.heads, sizes.queries, sizes.keys, device=sizes.device)
     gqa = sizes.heads != sizes.key_heads
     out, lse = flex_attention(*inputs, score, block_mask, enable_gqa=gqa, return_lse=True)
     ours = _with_gradients(out, lse, [*inputs, *captured])
@@ -77,17 +78,26 @@ def _compare(case: Case | None, make_mask: Any, sizes: Sizes, dtype: torch.dtype
         check(name, a, p, g, dtype)
 
 
+def _skip_where_missing(device: str, dtype: torch.dtype) -> None:
+    if device == "cuda" and dtype == torch.float64:
+        pytest.skip("attention in float64 is not to be had on GPUs")
+
+
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("case", SCORES, ids=lambda case: case.name)
-def test_score(case: Case, dtype: torch.dtype) -> None:
-    _compare(case, None, Sizes(), dtype)
+def test_score(case: Case, dtype: torch.dtype, device: str) -> None:
+    _skip_where_missing(device, dtype)
+    _compare(case, None, Sizes(device=device), dtype)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("mask", MASKS)
-def test_mask(mask: str, dtype: torch.dtype) -> None:
+def test_mask(mask: str, dtype: torch.dtype, device: str) -> None:
+    _skip_where_missing(device, dtype)
     relative = next(case for case in SCORES if case.name == "relative_signed")
-    _compare(relative, MASKS[mask], Sizes(), dtype)
+    _compare(relative, MASKS[mask], Sizes(device=device), dtype)
 
 
 SHAPES = [
@@ -107,8 +117,10 @@ SHAPES = [
 
 @pytest.mark.parametrize("sizes", SHAPES, ids=lambda z: f"{z.batch}x{z.heads}/{z.key_heads}x{z.queries}x{z.keys}x{z.head_size}x{z.value_size}")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-def test_shape(sizes: Sizes, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("device", DEVICES)
+def test_shape(sizes: Sizes, dtype: torch.dtype, device: str) -> None:
     relative = next(case for case in SCORES if case.name == "relative_signed")
+    sizes = dataclasses.replace(sizes, device=device, generator=torch.Generator().manual_seed(0))
     _compare(relative, MASKS["causal"], sizes, dtype)
 
 
@@ -129,7 +141,8 @@ def test_row_maximum(dtype: torch.dtype) -> None:
 
     _, aux = flex_attention(*inputs, score, return_aux=AuxRequest(max_scores=True))
     assert aux.lse is None and aux.max_scores is not None
-    golden = dense(*(x.detach().double() for x in inputs), score)[2]
+    query, key, value = (x.detach().double() for x in inputs)
+    golden = dense(query, key, value, score)[2]
     assert bool(torch.isneginf(aux.max_scores[:, :, 3]).all())
     torch.testing.assert_close(aux.max_scores.double(), golden, rtol=1e-5, atol=1e-5)
 

@@ -13,6 +13,7 @@ import pytest
 import torch
 import torch.utils._pytree as pytree
 from cases import MASKS, SCORES, Case, Sizes
+from oracle import DEVICES
 from test_scan import CASES, CAPTURING
 from torch import Tensor
 
@@ -51,8 +52,9 @@ def _same(function: Callable[..., Any], arguments: Any, leaves: list[Tensor]) ->
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("case", SCORES, ids=lambda case: case.name)
-def test_score(case: Case, dtype: torch.dtype) -> None:
-    sizes = Sizes()
+@pytest.mark.parametrize("device", DEVICES)
+def test_score(device: str, case: Case, dtype: torch.dtype) -> None:
+    sizes = Sizes(device=device)
     score, captured = case.make(sizes, dtype)
     inputs = _inputs(sizes, dtype)
     _same(lambda q, k, v: flex_attention(q, k, v, score, return_lse=True), inputs, [*inputs, *captured])
@@ -60,12 +62,13 @@ def test_score(case: Case, dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("name", MASKS)
-def test_mask(name: str, dtype: torch.dtype) -> None:
-    sizes = Sizes()
+@pytest.mark.parametrize("device", DEVICES)
+def test_mask(device: str, name: str, dtype: torch.dtype) -> None:
+    sizes = Sizes(device=device)
     relative = next(case for case in SCORES if case.name == "relative_signed")
     score, captured = relative.make(sizes, dtype)
     inputs = _inputs(sizes, dtype)
-    mask = create_block_mask(MASKS[name](sizes), sizes.batch, sizes.heads, sizes.queries, sizes.keys, device="cpu")
+    mask = create_block_mask(MASKS[name](sizes), sizes.batch, sizes.heads, sizes.queries, sizes.keys, device=device)
     _same(lambda q, k, v: flex_attention(q, k, v, score, mask, return_lse=True), inputs, [*inputs, *captured])
 
 

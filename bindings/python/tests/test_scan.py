@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 import torch.utils._pytree as pytree
-from oracle import check, error
+from oracle import DEVICES, check, error
 from torch import Tensor
 
 from tilewright.torch import associative_scan
@@ -122,6 +122,10 @@ def _weighted(dtype: torch.dtype) -> tuple[Callable[..., Any], Callable[[int], A
 CAPTURING = {"gated": _gated, "weighted": _weighted}
 
 
+def _moved(tree: Any, device: str) -> Any:
+    return pytree.tree_map(lambda x: x.to(device), tree)
+
+
 def _float_leaves(tree: Any) -> list[Tensor]:
     return [leaf for leaf in pytree.tree_leaves(tree) if leaf.is_floating_point()]
 
@@ -129,10 +133,13 @@ def _float_leaves(tree: Any) -> list[Tensor]:
 @pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize("length", LENGTHS)
 @pytest.mark.parametrize("name", CASES)
-def test_scan(name: str, length: int, reverse: bool) -> None:
+@pytest.mark.parametrize("device", DEVICES)
+def test_scan(device: str, name: str, length: int, reverse: bool) -> None:
+    if device == "cuda" and length > 1000:
+        pytest.skip("a loop of so many steps takes too long on a GPU")
     torch.manual_seed(length)
     combine, make = CASES[name]
-    xs = pytree.tree_map(lambda x: x.requires_grad_() if x.is_floating_point() else x, make(length))
+    xs = pytree.tree_map(lambda x: x.requires_grad_() if x.is_floating_point() else x, _moved(make(length), device))
     for dtype, tolerance in ((torch.float64, 1e-11), (torch.float32, 2e-4)):
         given = pytree.tree_map(
             lambda x, dtype=dtype: x.detach().to(dtype).requires_grad_() if x.is_floating_point() else x, xs
@@ -169,17 +176,18 @@ def test_a_loss_of_one_leaf(name: str) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("name", [name for name in CASES if "xor" not in name])
-def test_half_types(name: str, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("device", DEVICES)
+def test_half_types(device: str, name: str, dtype: torch.dtype) -> None:
     """The golden rule: our error is at most 1.35 times that of a loop in the same type."""
     torch.manual_seed(0)
     combine, make = CASES[name]
     evaluated = []
-    given = pytree.tree_map(lambda x: x.to(dtype) if x.is_floating_point() else x, make(128))
+    given = pytree.tree_map(lambda x: x.to(dtype) if x.is_floating_point() else x, _moved(make(128), device))
     for scan, kind in ((associative_scan, dtype), (loop, dtype), (loop, torch.float64)):
         xs = pytree.tree_map(lambda x, kind=kind: x.to(kind).requires_grad_() if x.is_floating_point() else x, given)
         results = _float_leaves(scan(combine, xs, 1))
         generator = torch.Generator().manual_seed(1)
-        cotangents = [torch.randn(x.shape, generator=generator).to(dtype).to(kind) for x in results]
+        cotangents = [torch.randn(x.shape, generator=generator).to(device, dtype).to(kind) for x in results]
         evaluated.append([*results, *torch.autograd.grad(results, _float_leaves(xs), cotangents)])
     for i, (ours, plain, golden) in enumerate(zip(*evaluated)):
         check(f"result {i}", ours, plain, golden, dtype)

@@ -14,7 +14,7 @@ from tilewright.torch import _compile
 from tilewright.torch._attention import AuxOutput, AuxRequest, flex_attention
 from tilewright.torch._block_mask import BlockMask, and_masks, create_block_mask, noop_mask, or_masks
 from tilewright.torch._compile import enable
-from tilewright.torch._inspect import explain, visualize
+from tilewright.torch._inspect import explain, synchronize, visualize
 from tilewright.torch._scan import associative_scan
 
 __all__ = [
@@ -29,6 +29,7 @@ __all__ = [
     "flex_attention",
     "noop_mask",
     "or_masks",
+    "synchronize",
     "visualize",
 ]
 

@@ -113,7 +113,7 @@ def flex_attention(
     """
     if return_lse and return_aux is not None:
         raise ArgumentError("return_lse: give return_aux=AuxRequest(lse=True) alone")
-    kinds = ["f32"] * 3 if torch.is_autocast_enabled("cpu") else [parse_kind(x.dtype) for x in (query, key, value)]
+    kinds = ["f32"] * 3 if torch.is_autocast_enabled(query.device.type) else [parse_kind(x.dtype) for x in (query, key, value)]
     check_attention(query, key, value, kinds, enable_gqa)
     scale = 1.0 / math.sqrt(query.shape[-1]) if scale is None else float(scale)
     with_lse = return_lse or (return_aux is not None and return_aux.lse)
@@ -141,9 +141,10 @@ def flex_attention(
 
 
 def _autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
-    if not torch.is_autocast_enabled("cpu") or tensors[0].dtype == torch.float64:
+    device = tensors[0].device.type
+    if not torch.is_autocast_enabled(device) or tensors[0].dtype == torch.float64:
         return tensors
-    dtype = torch.get_autocast_dtype("cpu")
+    dtype = torch.get_autocast_dtype(device)
     return tuple(tensor.to(dtype) for tensor in tensors)
 
 

@@ -39,10 +39,17 @@ class BlockMask(TorchBlockMask):
     """PyTorch's ``BlockMask``, whose lists of blocks are made when they are first asked for."""
 
     _sizes: tuple[int, int] | None = None
+    _device: torch.device | str = "cpu"
 
     @classmethod
     def from_mask_mod(
-        cls, mask_mod: MaskMod, B: int, H: int, seq_lengths: tuple[int, int], BLOCK_SIZE: tuple[int, int]
+        cls,
+        mask_mod: MaskMod,
+        B: int,
+        H: int,
+        seq_lengths: tuple[int, int],
+        BLOCK_SIZE: tuple[int, int],
+        device: torch.device | str = "cpu",
     ) -> BlockMask:
         """The block mask of a function: nothing is computed yet."""
         mask = cls.__new__(cls)
@@ -50,6 +57,7 @@ class BlockMask(TorchBlockMask):
         mask.seq_lengths = seq_lengths
         mask.BLOCK_SIZE = BLOCK_SIZE
         mask._sizes = (B, H)
+        mask._device = device
         mask.dq_write_order = None
         mask.dq_write_order_full = None
         mask.dq_kv_order = None
@@ -73,7 +81,7 @@ class BlockMask(TorchBlockMask):
     def _blocks(self) -> Tensor:
         """One byte a block: 0 empty, 1 partial, 2 full."""
         assert self._sizes is not None
-        return block_kinds(self.mask_mod, *self._sizes, *self.seq_lengths, self.BLOCK_SIZE)
+        return block_kinds(self.mask_mod, *self._sizes, *self.seq_lengths, self.BLOCK_SIZE).to(self._device)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -96,6 +104,7 @@ def _ordered(dense: Tensor) -> tuple[Tensor, Tensor]:
 def block_kinds(mask_mod: MaskMod, B: int, H: int, queries: int, keys: int, block: tuple[int, int]) -> Tensor:
     """``[B, H, query blocks, key blocks]`` bytes: 0 empty, 1 partial, 2 full."""
     program, captures = _program.mask(mask_mod)
+    captures = [capture.cpu() for capture in captures]
     shape = (B, H, -(-queries // block[0]), -(-keys // block[1]))
     kinds = _native.block_kinds(program, captures, (B, H), (queries, keys), block)
     return torch.frombuffer(bytearray(kinds), dtype=torch.uint8).view(shape) if kinds else torch.empty(shape, dtype=torch.uint8)
@@ -129,7 +138,13 @@ def create_block_mask(
         raise ArgumentError(f"BLOCK_SIZE: one or two positive sizes expected, {BLOCK_SIZE} found")
     if not callable(mask_mod):
         raise ArgumentError(f"mask_mod: a function expected, {type(mask_mod).__name__} found")
-    return BlockMask.from_mask_mod(mask_mod, B or 1, H or 1, (Q_LEN, KV_LEN), (block[0], block[1]))
+    where = _default_device() if device is None else device
+    return BlockMask.from_mask_mod(mask_mod, B or 1, H or 1, (Q_LEN, KV_LEN), (block[0], block[1]), where)
+
+
+def _default_device() -> torch.device:
+    """PyTorch's rule: the machine's accelerator."""
+    return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
 
 
 def resolve(mask: TorchBlockMask) -> MaskMod | None:

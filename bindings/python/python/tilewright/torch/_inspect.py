@@ -15,7 +15,19 @@ from tilewright.torch._block_mask import BlockMask, resolve
 from tilewright.torch._program import ScoreMod
 from tilewright.torch._values import LIBRARY
 
-__all__ = ["explain", "visualize"]
+__all__ = ["explain", "synchronize", "visualize"]
+
+
+def synchronize(device: torch.device | str | int | None = None) -> None:
+    """Waits for a GPU, as ``torch.cuda.synchronize``, and raises what can be known only then: a captured tensor that a
+    call read out of range. Calls themselves wait for nothing.
+
+    Raises:
+        OutOfRangeError: with the tensor's axis and size, and the line of the read.
+    """
+    torch.cuda.synchronize(device)
+    number = torch.cuda._utils._get_device_index(device, optional=True)
+    _native.synchronize(number)
 
 
 def explain(
@@ -64,5 +76,6 @@ def visualize(
     """
     mask_mod = None if block_mask is None else resolve(block_mask)
     program, captures = score_matrix(LIBRARY, queries, keys, score_mod, mask_mod, batch, head)
-    (scores,) = _native.call(program, captures, torch.empty, torch.get_num_threads())
+    on_host = [capture.cpu() for capture in captures]
+    (scores,) = _native.call(program, on_host, torch.empty, torch.get_num_threads())
     _native.heat_map(path, f"batch element {batch}, head {head}", "key", "query", scores)

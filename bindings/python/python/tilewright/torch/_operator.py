@@ -6,6 +6,7 @@ Its derivative is the same operator with the program's derivative, so gradients 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -27,6 +28,21 @@ def _call_cpu(inputs: list[Tensor], program: str) -> list[Tensor]:
     return _native.call(program, inputs, torch.empty, torch.get_num_threads())
 
 
+@functools.lru_cache
+def _empty_on(device: torch.device) -> Callable[..., Tensor]:
+    return functools.partial(torch.empty, device=device)
+
+
+def _call_cuda(inputs: list[Tensor], program: str) -> list[Tensor]:
+    """On PyTorch's current stream; nothing is waited for. Tensors without axes may be on the CPU, as for PyTorch's own
+    operators."""
+    device = next(x.device for x in inputs if x.is_cuda)
+    inputs = [x.to(device, non_blocking=True) if x.is_cpu and not x.dim() else x for x in inputs]
+    assert device.index is not None
+    stream = torch._C._cuda_getCurrentRawStream(device.index)
+    return _native.call(program, inputs, _empty_on(device), 0, stream)
+
+
 def _call_fake(inputs: list[Tensor], program: str) -> list[Tensor]:
     return [inputs[0].new_empty(shape, dtype=dtype) for dtype, shape in _program.result_shapes(program, inputs)]
 
@@ -46,7 +62,7 @@ def _gradients(ctx: Any, needed: Sequence[bool], cotangents: Sequence[Tensor | N
     gradients: list[Tensor | None] = [None] * ctx.count
     if any(wanted) and given:
         results = iter(call([*saved, *given], vjp(ctx.program, wanted, present)))
-        gradients = [next(results) if flag else None for flag in wanted]
+        gradients = [next(results).to(x.device) if flag else None for flag, x in zip(wanted, saved)]
     return gradients
 
 
@@ -59,6 +75,7 @@ def _backward(ctx: Any, cotangents: Sequence[Tensor | None]) -> tuple[list[Tenso
 
 
 torch.library.impl(_NAME, "CPU", func=_call_cpu)
+torch.library.impl(_NAME, "CUDA", func=_call_cuda)
 torch.library.register_fake(_NAME, _call_fake)
 torch.library.register_autograd(_NAME, _backward, setup_context=_setup_context)
 
@@ -87,14 +104,24 @@ _PLAIN = (Tensor, torch.nn.Parameter)
 
 def _run(inputs: list[Tensor], program: str) -> list[Tensor]:
     """The operator; past the dispatcher where there is nothing for it to do."""
-    plain = all([type(x) in _PLAIN and x.is_cpu and not x.is_neg() for x in inputs])
+    plain = all([type(x) in _PLAIN and not x.is_neg() for x in inputs])
     if plain and not torch._C._len_torch_dispatch_stack() and maybe_current_level() is None:
-        return _call_cpu(inputs, program)
-    devices = {x.device for x in inputs}
-    if len(devices) > 1 or not {device.type for device in devices} <= {"cpu", "meta"}:
-        found = ", ".join(sorted(map(str, devices)))
-        raise DeviceUnavailableError(f"tensors on {found}: one device expected, and that the CPU")
+        if all([x.is_cpu for x in inputs]):
+            return _call_cpu(inputs, program)
+        if inputs[0].is_cuda:
+            _check_devices(inputs)
+            return _call_cuda(inputs, program)
+    _check_devices(inputs)
     return _operator(inputs, program)
+
+
+def _check_devices(inputs: list[Tensor]) -> None:
+    first = inputs[0].device
+    movable = [first, torch.device("cpu")] if first.type == "cuda" else [first]
+    strange = [x for x in inputs if x.device != first and (x.dim() or x.device not in movable)]
+    if strange or first.type not in ("cpu", "cuda", "meta"):
+        found = ", ".join(sorted({str(x.device) for x in (inputs[0], *strange)}))
+        raise DeviceUnavailableError(f"tensors on {found}: one device expected, the CPU or an NVIDIA GPU")
 
 
 def call(inputs: list[Tensor], program: str) -> list[Tensor]:

@@ -55,8 +55,9 @@ class _Captures:
     A number that is known only when the graph runs, such as a length, becomes a tensor without axes.
     """
 
-    def __init__(self, graph: fx.Graph) -> None:
+    def __init__(self, graph: fx.Graph, device: torch.device) -> None:
         self.graph = graph
+        self._device = device
         self.library = dataclasses.replace(LIBRARY, number=self._number)
         self._nodes: dict[int, fx.Node] = {}
         self._kept: list[Any] = []
@@ -73,7 +74,8 @@ class _Captures:
             return LIBRARY.number(value)
         if node not in self._tensors:
             dtype = torch.int64 if isinstance(value, torch.SymInt) else torch.float64
-            made = self.graph.call_function(torch.full, ((), node), {"dtype": dtype})
+            options: dict[str, Any] = {"dtype": dtype, "device": self._device}
+            made = self.graph.call_function(torch.full, ((), node), options)
             made.meta["example_value"] = self._tensors[node] = torch.zeros((), dtype=dtype)
             self.add(self._tensors[node], made)
         return self._tensors[node]
@@ -144,7 +146,7 @@ def _call(graph: fx.Graph, inputs: list[fx.Node], program: str) -> fx.Node:
 def _replace_attention(graph: fx.Graph, node: fx.Node) -> None:
     arguments: tuple[Any, ...] = node.args
     query, key, value, score, blocks, scale, options, score_captures, mask_captures = arguments
-    captures = _Captures(graph)
+    captures = _Captures(graph, _example(query).device)
     score_function = _function(graph, score, score_captures, captures)
     mask_function: Callable[..., Any] | None = None
     if not _is_noop(_module(graph, blocks[-1])):
@@ -221,6 +223,7 @@ def _scan_alone(*_arguments: Any) -> list[Tensor]:
 
 
 torch.library.impl(_SCAN, "CPU", func=_scan_alone)
+torch.library.impl(_SCAN, "CUDA", func=_scan_alone)
 torch.library.register_fake(_SCAN, _scan_fake)
 
 
@@ -229,7 +232,7 @@ def _replace_scan(graph: fx.Graph, node: fx.Node) -> None:
     slices, leaves, axis, reverse, init, exclusive, segments = cast("_ScanArguments", node.args)
     count = len(leaves)
     points, results = slices[: 2 * count], slices[2 * count :]
-    captures = _Captures(graph)
+    captures = _Captures(graph, _example(leaves[0]).device)
 
     def function(left: list[Value], right: list[Value]) -> list[Any]:
         values: dict[fx.Node, Any] = dict(zip(points, (*left, *right)))
@@ -290,7 +293,7 @@ def _replace_torchs_scan(graph: fx.Graph, node: fx.Node) -> None:
     axis, reverse = peeled[0][1]
     if any(way != (axis, reverse) for _, way in peeled):
         sources, axis, reverse = list(leaves), 0, False
-    captures = _Captures(graph)
+    captures = _Captures(graph, _example(leaves[0]).device)
     function = _function(graph, combine, captured, captures)
     with graph.inserting_before(node):
         order = Order(axis, reverse)

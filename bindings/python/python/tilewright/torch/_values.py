@@ -62,8 +62,12 @@ class TorchTraced(Traced):
 
     @property
     def device(self) -> torch.device:
-        """Where the value would be."""
-        return torch.device("cpu")
+        """Where the value would be: where the call's tensors are."""
+        region = self.region
+        while region.parent is not None:
+            region = region.parent
+        device: torch.device = region.inputs[0].device if region.inputs else torch.device("cpu")
+        return device
 
     @property
     def requires_grad(self) -> bool:
