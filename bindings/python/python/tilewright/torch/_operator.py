@@ -83,8 +83,21 @@ _operator: Callable[[list[Tensor], str], list[Tensor]] = torch.ops.tilewright.ca
 
 
 class _Call(torch.autograd.Function):
-    """The operator's derivative again, for eager calls: quicker than the registered one, and known to
-    ``torch.func``, which takes no function of lists."""
+    """The operator's derivative again, for eager calls: quicker than the registered one."""
+
+    @staticmethod
+    def forward(ctx: Any, program: str, *tensors: Tensor) -> tuple[Tensor, ...]:
+        results = tuple(_run(list(tensors), program))
+        _save(ctx, tensors, program, results)
+        return results
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
+        return None, *_gradients(ctx, ctx.needs_input_grad[1:], cotangents)
+
+
+class _TransformedCall(torch.autograd.Function):
+    """The same in the form that ``torch.func`` knows, which takes no function of lists, and costs more."""
 
     @staticmethod
     def forward(program: str, *tensors: Tensor) -> tuple[Tensor, ...]:
@@ -96,7 +109,7 @@ class _Call(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
-        return None, *_gradients(ctx, ctx.needs_input_grad[1:], cotangents)
+        return _Call.backward(ctx, *cotangents)
 
 
 _PLAIN = (Tensor, torch.nn.Parameter)
@@ -127,6 +140,7 @@ def _check_devices(inputs: list[Tensor]) -> None:
 def call(inputs: list[Tensor], program: str) -> list[Tensor]:
     """Runs a program on tensors and gives its results, differentiable."""
     if torch.is_grad_enabled() and any([x.requires_grad for x in inputs]):
-        results: tuple[Tensor, ...] = _Call.apply(program, *inputs)
+        function = _Call if maybe_current_level() is None else _TransformedCall
+        results: tuple[Tensor, ...] = function.apply(program, *inputs)
         return list(results)
     return _run(inputs, program)
