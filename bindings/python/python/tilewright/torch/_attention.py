@@ -118,6 +118,7 @@ def flex_attention(
     scale = 1.0 / math.sqrt(query.shape[-1]) if scale is None else float(scale)
     with_lse = return_lse or (return_aux is not None and return_aux.lse)
     with_max = return_aux is not None and return_aux.max_scores
+    query, key, value = _autocast(query, key, value)
     lse: Tensor | None
     maximum: Tensor | None
     if torch.compiler.is_dynamo_compiling():
@@ -127,7 +128,6 @@ def flex_attention(
         if block_mask is not None:
             _check_mask(query, key, block_mask)
             mask_mod = resolve(block_mask)
-        query, key, value = _autocast(query, key, value)
         wanted = _program.attention_results(
             query.dtype, lse=with_lse, maximum=with_max, derivative=torch.is_grad_enabled()
         )
