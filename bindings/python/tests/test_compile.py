@@ -352,3 +352,38 @@ def test_a_call_is_given_what_another_gave() -> None:
     torch.testing.assert_close(found, golden)
     for a, b in zip(*(torch.autograd.grad(out.square().sum(), (q, k, v)) for out in (found, golden))):
         torch.testing.assert_close(a, b)
+
+
+class Mixed(nn.Module):
+    """Three layers of attention with a learned bias and a recurrence, by functions of PyTorch's or ours."""
+
+    def __init__(self, attention: Callable[..., Any], scan: Callable[..., Any]) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layers = nn.ModuleList(Layer(attention, 16, 2, 24) for _ in range(3))
+        self.gates = nn.ModuleList(nn.Linear(16, 32) for _ in range(3))
+        self.scan = scan
+
+    def forward(self, x: Tensor, mask: Any) -> Tensor:
+        extra = torch.tanh(x.sum(-1))
+        for layer, gate in zip(self.layers, self.gates):
+            x = layer(x, extra, mask)
+            decay, value = gate(x).chunk(2, -1)
+            x = x + self.scan(lambda l, r: (l[0] * r[0], r[0] * l[1] + r[1]), (torch.sigmoid(decay), value), 1)[1]
+        return x.square().mean()
+
+
+@pytest.mark.skipif(
+    "need to be on CUDA" in inspect.getsource(torch_scan), reason="this PyTorch's own scan refuses the CPU"
+)
+def test_enable_in_a_model_of_attention_and_scans() -> None:
+    tilewright.torch.enable()
+    x = torch.randn(2, 24, 16, generator=torch.Generator().manual_seed(3))
+    theirs, ours = Mixed(torch_flex.flex_attention, torch_scan), Mixed(flex_attention, associative_scan)
+    mask = torch_flex.create_block_mask(lambda b, h, i, j: i >= j, None, None, 24, 24, device="cpu", BLOCK_SIZE=8)
+    loss, golden = torch.compile(theirs, fullgraph=True)(x, mask), ours(x, mask)
+    torch.testing.assert_close(loss, golden)
+    expected = _gradients(ours, golden)
+    _agree(_gradients(theirs, loss), expected)
+    # Every parameter learns, the biases of each layer among them.
+    assert len(expected) == len(list(ours.parameters())) and all(bool(g.any()) for g in expected.values())
