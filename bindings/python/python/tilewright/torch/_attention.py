@@ -113,6 +113,11 @@ def flex_attention(
     """
     if return_lse and return_aux is not None:
         raise ArgumentError("return_lse: give return_aux=AuxRequest(lse=True) alone")
+    if block_mask is not None and not isinstance(block_mask, TorchBlockMask):
+        raise ArgumentError(
+            f"block_mask: a BlockMask expected, {type(block_mask).__name__} found; make one of a mask function: "
+            "create_block_mask(mask_mod, B, H, Q_LEN, KV_LEN)"
+        )
     kinds = ["f32"] * 3 if torch.is_autocast_enabled(query.device.type) else [parse_kind(x.dtype) for x in (query, key, value)]
     check_attention(query, key, value, kinds, enable_gqa)
     scale = 1.0 / math.sqrt(query.shape[-1]) if scale is None else float(scale)
