@@ -35,7 +35,8 @@ const TORCH_LIBRARIES: &[&str] = &[
 const TOOLS: &[&str] = &["maturin>=1.9,<2", "pytest", "mypy", "pyright"];
 
 /// What is typed beside the package.
-const TYPED: &[&str] = &["tests", "../../examples/python", "../../bench/python_overhead.py", "../../bench/python_gpu.py"];
+const TYPED: &[&str] =
+    &["tests", "../../examples/python", "../../bench/python_overhead.py", "../../bench/python_gpu.py"];
 
 /// Builds the binding and runs its tests and type checkers.
 pub fn test() -> Outcome {
