@@ -118,7 +118,7 @@ def flex_attention(
             f"block_mask: a BlockMask expected, {type(block_mask).__name__} found; make one of a mask function: "
             "create_block_mask(mask_mod, B, H, Q_LEN, KV_LEN)"
         )
-    kinds = ["f32"] * 3 if torch.is_autocast_enabled(query.device.type) else [parse_kind(x.dtype) for x in (query, key, value)]
+    kinds = ["f32"] * 3 if _converts(query.device.type) else [parse_kind(x.dtype) for x in (query, key, value)]
     check_attention(query, key, value, kinds, enable_gqa)
     scale = 1.0 / math.sqrt(query.shape[-1]) if scale is None else float(scale)
     with_lse = return_lse or (return_aux is not None and return_aux.lse)
@@ -145,9 +145,14 @@ def flex_attention(
     return (out, lse) if return_lse else out
 
 
+def _converts(device: str) -> bool:
+    """Whether autocast is on; PyTorch raises where a device knows nothing of it."""
+    return device in ("cpu", "cuda") and torch.is_autocast_enabled(device)
+
+
 def _autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
     device = tensors[0].device.type
-    if not torch.is_autocast_enabled(device) or tensors[0].dtype == torch.float64:
+    if not _converts(device) or tensors[0].dtype == torch.float64:
         return tensors
     dtype = torch.get_autocast_dtype(device)
     return tuple(tensor.to(dtype) for tensor in tensors)
