@@ -11,7 +11,7 @@ export TILEWRIGHT_CACHE="$PWD/cache"
 # The driver and NVRTC: where the loader finds them, else in the usual folders, else in PyTorch's environment.
 for folder in /usr/local/nvidia/lib64 /usr/local/cuda/lib64 \
     $(python3 -c 'import glob, site; print(*[f for s in site.getsitepackages() for f in glob.glob(s + "/nvidia/*/lib")])'); do
-    if ls "$folder"/libnvrtc.so* "$folder"/libcuda.so* 2> /dev/null | grep -q .; then
+    if ls "$folder"/libnvrtc.so* "$folder"/libcuda.so* "$folder"/libcublasLt.so* 2> /dev/null | grep -q .; then
         LD_LIBRARY_PATH="$folder:${LD_LIBRARY_PATH:-}"
     fi
 done
@@ -28,7 +28,7 @@ step() {
 
 nvidia-smi --query-gpu=name,driver_version --format=csv,noheader
 # The tests of what kernels compute; the machine has no project to read golden files from.
-step tests ./kernels attention:: whole_plans:: --test-threads 1
+step tests ./kernels attention:: whole_plans:: nests:: scans:: models:: --test-threads 1
 tail -n 40 "$logs/tests.log"
 # Arrays and whole programs by the public functions.
 step devices ./devices
@@ -46,4 +46,13 @@ for shape in "4 16 4096 128" "4 32 4096 64" "1 16 16384 128"; do
     step "bench-$(echo "$shape" | tr ' ' '-')" timeout 120 ./device_bench $shape
     cat "$logs/bench-$(echo "$shape" | tr ' ' '-').log"
 done
+# Scans and whole models, and the same by PyTorch and JAX where they are installed.
+for case in copy scans gpt2; do
+    step "models-$case" timeout 240 ./device $case
+    cat "$logs/models-$case.log"
+    step "peer-$case" timeout 240 python3 device_peer.py $case
+    cat "$logs/peer-$case.log"
+done
+step peer-jax timeout 120 python3 device_peer.py jax
+cat "$logs/peer-jax.log"
 exit $failed

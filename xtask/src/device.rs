@@ -21,19 +21,22 @@ pub fn pack() -> Outcome {
     let tests = built(&[&["test", "--no-run", "--test", "kernels"], &package[..]].concat())?;
     let devices = ["test", "--no-run", "--test", "devices", "--release", "--package", "tilewright"];
     let devices = built(&devices)?;
-    let bench = tests.parent().and_then(Path::parent).map(|release| release.join("examples/device_bench"));
-    let bench = bench.ok_or("the test binary is in no folder")?;
+    cargo(&["build", "--quiet", "--release", "--package", "tilewright-bench", "--bin", "device"])?;
+    let release = tests.parent().and_then(Path::parent).ok_or("the test binary is in no folder")?;
+    let (bench, models) = (release.join("examples/device_bench"), release.join("device"));
     let files = [
         (tests, "kernels"),
         (devices, "devices"),
         (bench, "device_bench"),
+        (models, "device"),
+        (root().join("bench/peers/device_peer.py"), "device_peer.py"),
         (root().join("bench/device.sh"), "device.sh"),
     ];
     let mut bytes = 0;
     for (from, name) in files {
         let to = folder.join(name);
         fs::copy(&from, &to).map_err(|error| format!("{}: {error}", from.display()))?;
-        if name != "device.sh" {
+        if !name.contains('.') {
             // Names of functions stay; where they are in the source is not asked there.
             let stripped = command("strip", &["--strip-debug", &to.to_string_lossy()]).status();
             if !stripped.is_ok_and(|status| status.success()) {

@@ -81,7 +81,7 @@ pub(super) fn lower(scatter: &ScatterAdd, lowering: &mut Lowering) -> Result<()>
     };
     let ty = element(*dtype);
     let text = format!(
-        "typedef {sum} Sum;\n\
+        "typedef {sum} Sum;\ntypedef {ty} Word;\n\
          DEVICE Sum value_of({ty} x) {{ return {}; }}\n\
          DEVICE {ty} rounded(Sum x) {{ return {}; }}\n\
          // The row that an update goes to.\n\
@@ -99,8 +99,14 @@ pub(super) fn lower(scatter: &ScatterAdd, lowering: &mut Lowering) -> Result<()>
         place(space.len()..space.len() + tail.len()),
     );
     let comment = "sums of updates at computed rows.";
-    let mut launches =
-        vec![("scatter_targets", count.div_ceil(256), 0), ("scatter_add", blocks * parts, 5 * LIST + 64)];
+    let mut launches = vec![("scatter_targets", count.div_ceil(256), 0)];
+    if count < blocks {
+        // Each update looks at all updates once, where each block of rows would.
+        launches.push(("scatter_clear", (rows * columns).div_ceil(1024).min(1 << 16), 0));
+        launches.push(("scatter_few", count.div_ceil(8), 0));
+    } else {
+        launches.push(("scatter_add", blocks * parts, 5 * LIST + 64));
+    }
     if parts > 1 {
         launches.push(("scatter_parts", (rows * columns).div_ceil(256), 0));
     }

@@ -14,6 +14,10 @@ KERNEL void __launch_bounds__(256) scatter_targets(const __grid_constant__ Param
     report(fault, p.fault, p.first_site);
 }
 
+struct alignas(16) Clear {
+    unsigned long long words[2];
+};
+
 struct Shared {
     int counts[WARPS];
     int update[LIST];
@@ -94,4 +98,45 @@ KERNEL void __launch_bounds__(256) scatter_parts(const __grid_constant__ Paramet
     Sum sum = 0;
     for (long long part = 0; part < p.parts; ++part) sum += ((const Sum*)p.sums)[part * elements + place];
     p.output[place] = rounded(sum);
+}
+
+// Where there are many more rows than updates: the output is cleared, and then the first update of a row adds up all of
+// its row's, in their order; a warp for each update.
+KERNEL void __launch_bounds__(256) scatter_clear(const __grid_constant__ Parameters p) {
+    long long elements = p.rows * p.columns, threads = block_count() * 256;
+    long long bytes = elements * (long long)sizeof(Word), place = block_index() * 256 + thread_index();
+    unsigned char* start = (unsigned char*)p.output;
+    if ((unsigned long long)start % 16 == 0) {
+        Clear clear = {};
+        for (long long i = place; i < bytes / 16; i += threads) ((Clear*)start)[i] = clear;
+        if (place < bytes % 16) start[bytes - 1 - place] = 0;
+    } else {
+        for (long long i = place; i < bytes; i += threads) start[i] = 0;
+    }
+}
+
+KERNEL void __launch_bounds__(256) scatter_few(const __grid_constant__ Parameters p) {
+    long long update = block_index() * WARPS + warp_index();
+    if (update >= p.updates_count) return;
+    long long row = p.targets[update];
+    if (row < 0) return;
+    for (long long base = 0; base < update; base += 32) {
+        long long mine = base + lane_index();
+        if (ballot(mine < update && p.targets[min_of(mine, update)] == row) != 0) return;
+    }
+    for (long long first = lane_index(); first - lane_index() < p.columns; first += 32 * LANE_COLUMNS) {
+        Sum sums[LANE_COLUMNS] = {};
+        for (long long base = update; base < p.updates_count; base += 32) {
+            long long mine = base + lane_index();
+            unsigned hits = ballot(mine < p.updates_count && p.targets[min_of(mine, p.updates_count - 1)] == row);
+            for (int lane = 0; lane < 32; ++lane) {
+                if (hits >> lane & 1) add_update(p, sums, base + lane, first);
+            }
+        }
+#pragma unroll
+        for (int j = 0; j < LANE_COLUMNS; ++j) {
+            long long column = first + 32 * j;
+            if (column < p.columns) p.output[row * p.columns + column] = rounded(sums[j]);
+        }
+    }
 }

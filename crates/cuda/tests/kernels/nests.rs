@@ -75,7 +75,7 @@ const SOFTMAX_ACROSS: &str = "graph(%x: T[<A>, <B>]) -> (%y) {
 fn sums_of_rows_by_every_team() {
     let mut cases = Vec::new();
     for (length, team) in
-        [(7, "a thread does a row"), (50, "4 threads"), (333, "32 threads"), (2001, "256 threads")]
+        [(7, "a thread does a row"), (50, "4 threads"), (250, "32 threads"), (2001, "256 threads")]
     {
         let sums = case("sum", SUM, DType::F32, &[37, length], true);
         assert!(has(&sums, team), "{length}");
@@ -162,14 +162,20 @@ fn runs_of_strided_and_padded_arrays() {
 }
 
 /// Updates of a table: few rows that many go to, more rows than a block owns, more updates for a block than it keeps,
-/// and parts.
+/// parts, and many more rows than updates.
 #[test]
 fn scattered_sums() {
     let text = "graph(%x: T[<A>, <B>], %i: i32[<C>]) -> (%y) { %y = gather %x, %i }";
     let mut cases = Vec::new();
-    for (rows, columns, updates, same) in
-        [(70, 5, 300, 1), (3, 300, 40, 1), (5, 2, 5000, 1), (40, 1, 2500, 1), (64, 300, 2100, 50)]
-    {
+    for (rows, columns, updates, same) in [
+        (70, 5, 300, 1),
+        (3000, 3, 40, 1),
+        (900, 300, 50, 40),
+        (3, 300, 40, 1),
+        (5, 2, 5000, 1),
+        (40, 1, 2500, 1),
+        (64, 300, 2100, 50),
+    ] {
         let mut text = text.replace("T[", "f32[");
         for (letter, extent) in [("<A>", rows), ("<B>", columns), ("<C>", updates)] {
             text = text.replace(letter, &extent.to_string());
@@ -183,6 +189,14 @@ fn scattered_sums() {
             vec![Array::from_f64s(types[0].clone(), &table), Array::from_i64s(types[1].clone(), &indices)];
         let (graph, inputs) = with_gradients(graph, inputs, &mut random);
         cases.push(Case::new(format!("{updates} updates of {rows}×{columns}"), graph, inputs));
+    }
+    for entry in ["scatter_add", "scatter_parts", "scatter_few"] {
+        let mut steps = cases.iter().flat_map(|case| &case.program.steps);
+        let launched = |(_, step): &(usize, Step)| match step {
+            Step::Launch(launch) => launch.source.entry == entry,
+            Step::Zero { .. } => false,
+        };
+        assert!(steps.any(launched), "{entry} is tested");
     }
     check(&cases);
 }
