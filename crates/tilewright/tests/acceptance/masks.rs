@@ -208,7 +208,7 @@ fn block_sizes() {
         let blocks =
             [table([rows, columns], 2), table([4, rows, columns], 2), table([2, 1, rows, columns], 2)];
         for live in blocks {
-            adds_nothing(&sizes, &[live.clone()], mask);
+            adds_nothing(&sizes, std::slice::from_ref(&live), mask);
             adds_nothing(&sizes, &[live], move |at, c| mask(at, c) & mods::causal(at));
         }
         let live = Captured::Table(extents.to_vec(), 2);
