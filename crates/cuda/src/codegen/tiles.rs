@@ -220,8 +220,8 @@ fn one_pass_measured(needs: OnePassNeeds, columns: usize, head: usize, value: us
         producer_registers: 24,
         consumer_registers: 240,
         term_floats,
-        // Barriers, tiles that were walked to and the ticket.
-        shared_bytes: 2 * elements + 4 * floats + 11 * 8 + 4 * 16 + 8,
+        // Barriers, tiles that were walked to, and which keys the block owns.
+        shared_bytes: 2 * elements + 4 * floats + 11 * 8 + 4 * 16 + 5 * 4,
     }
 }
 

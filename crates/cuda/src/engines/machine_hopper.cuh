@@ -93,10 +93,12 @@ DEVICE void wait_for_bulk_reads() {
 DEVICE void wait_for_bulk() { asm volatile("cp.async.bulk.wait_group 0;" ::: "memory"); }
 
 // Flags in memory by which blocks wait for one another, and numbers in the order in which they are asked for.
-DEVICE int load_acquire(const int* flag) {
+DEVICE void wait_for_flag(const int* flag, int value) {
     int x;
-    asm volatile("ld.acquire.gpu.global.s32 %0, [%1];\nfence.proxy.async;" : "=r"(x) : "l"(flag) : "memory");
-    return x;
+    do {
+        asm volatile("ld.acquire.gpu.global.s32 %0, [%1];" : "=r"(x) : "l"(flag) : "memory");
+    } while (x != value);
+    asm volatile("fence.proxy.async;" ::: "memory");
 }
 DEVICE void store_release(int* flag, int x) {
     asm volatile("fence.proxy.async;\nst.release.gpu.global.s32 [%0], %1;" ::"l"(flag), "r"(x) : "memory");

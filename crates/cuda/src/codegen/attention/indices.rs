@@ -39,6 +39,18 @@ pub(super) fn depends_on_slice(program: &Program) -> [bool; 2] {
     [0, 1].map(|input| program.results.iter().any(|result| inputs[result.index()][input]))
 }
 
+/// Whether any of these registers depends on an input.
+pub(super) fn read(program: &Program, wanted: &[Register], input: usize) -> bool {
+    let mut depends = Vec::with_capacity(program.instructions.len());
+    for instruction in &program.instructions {
+        let itself = matches!(instruction.operation, Operation::Input(number) if number == input);
+        let mut operands = instruction.operation.operands().into_iter();
+        let through = operands.any(|operand| depends[operand.index()]);
+        depends.push(itself || through);
+    }
+    wanted.iter().any(|register| depends[register.index()])
+}
+
 /// The input that a register is, conversions aside.
 fn source(program: &Program, register: Register) -> Option<usize> {
     match &program.instructions[register.index()].operation {

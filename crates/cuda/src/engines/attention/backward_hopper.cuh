@@ -24,13 +24,18 @@ struct Tile {
     int b, h, number, state;
 };
 
+// Which keys a block owns.
+struct Own {
+    int number, tiles, key_batch, key_head, key;
+};
+
 // What a block has in shared memory.
 struct Shared {
     Element *key_tile, *value_tile, *query_tiles, *cotangent_tiles, *slope_tiles;
     float *sums, *log2_sum_exps, *deltas, *terms, *pairs;
     Barriers* barriers;
     Tile* tiles;  // the last that were walked to
-    int* ticket;
+    Own* own;
 };
 
 DEVICE Shared shared_parts() {
@@ -47,14 +52,9 @@ DEVICE Shared shared_parts() {
     s.pairs = s.terms + TERM_FLOATS;
     s.barriers = (Barriers*)(s.pairs + PAIRS * COLUMNS * KEYS);
     s.tiles = (Tile*)(s.barriers + 1);
-    s.ticket = (int*)(s.tiles + WALKED);
+    s.own = (Own*)(s.tiles + WALKED);
     return s;
 }
-
-// Which keys a block owns.
-struct Own {
-    int number, tiles, key_batch, key_head, key;
-};
 
 // The last tile of queries before `tile` that the mask leaves something of, or −1; for all lanes of a warp.
 DEVICE int tile_before(const Parameters& p, const Own& own, int b, int h, int tile, int& state) {
@@ -112,7 +112,9 @@ DEVICE void copied(unsigned long long* barrier) {
 }
 
 // Walks: says which tile is next, and brings what belongs to its rows.
-DEVICE void lead(const Parameters& p, const Own& own, const Shared& s) {
+DEVICE void lead(const Parameters& p) {
+    Shared s = shared_parts();
+    const Own own = *s.own;
     int rows = ((int)p.queries + COLUMNS - 1) / COLUMNS * COLUMNS, count = 0;
     auto begin = [&](Tile tile) {
         int stage = count % STAGES;
@@ -136,22 +138,34 @@ DEVICE void lead(const Parameters& p, const Own& own, const Shared& s) {
     copied(&s.barriers->full[begin(Tile{0, 0, -1, EMPTY})]);
 }
 
-// Brings the block's keys or values, then for each tile its queries or their outputs' cotangents.
-template <int SIZE, int PADDED>
-DEVICE void bring(const Parameters& p, const Own& own, const Shared& s, Element* own_tile, const Element* own_rows,
-                  long long own_stride, Element* tiles, const Element* rows, const long long* strides) {
-    int lane = lane_index();
-    load_panels<KEYS, SIZE, PADDED, 32>(own_tile, own_rows, own_stride, (int)p.keys - own.key, lane);
+// Brings the block's keys, then each tile's queries; or its values, then the cotangents of each tile's outputs.
+template <bool OF_QUERIES>
+DEVICE void bring(const Parameters& p) {
+    Shared s = shared_parts();
+    const Own own = *s.own;
+    constexpr int SIZE = OF_QUERIES ? HEAD_SIZE : VALUE_SIZE, PADDED = OF_QUERIES ? HEAD : VALUE;
+    const Element* own_rows =
+        OF_QUERIES ? p.key + own.key_batch * p.key_strides[0] + own.key_head * p.key_strides[1] + own.key * p.key_strides[2]
+                   : p.value + own.key_batch * p.value_strides[0] + own.key_head * p.value_strides[1] +
+                         own.key * p.value_strides[2];
+    load_panels<KEYS, SIZE, PADDED, 32>(OF_QUERIES ? s.key_tile : s.value_tile, own_rows,
+                                        OF_QUERIES ? p.key_strides[2] : p.value_strides[2], (int)p.keys - own.key,
+                                        lane_index());
     copied(&s.barriers->keys);
+#pragma unroll 1
     for (int count = 0;; ++count) {
         int stage = count % STAGES;
         wait_barrier(&s.barriers->known[stage], count / STAGES & 1);
         Tile tile = s.tiles[count % WALKED];
         if (tile.number >= 0) {
             int query = tile.number * COLUMNS;
+            const Element* rows =
+                OF_QUERIES ? p.query + tile.b * p.query_strides[0] + tile.h * p.query_strides[1] + query * p.query_strides[2]
+                           : p.output_cotangent + tile.b * p.output_cotangent_strides[0] +
+                                 tile.h * p.output_cotangent_strides[1] + query * p.output_cotangent_strides[2];
             load_panels<COLUMNS, SIZE, PADDED, 32>(
-                tiles + stage * COLUMNS * PADDED, rows + tile.b * strides[0] + tile.h * strides[1] + query * strides[2],
-                strides[2], (int)p.queries - query, lane);
+                (OF_QUERIES ? s.query_tiles : s.cotangent_tiles) + stage * COLUMNS * PADDED, rows,
+                OF_QUERIES ? p.query_strides[2] : p.output_cotangent_strides[2], (int)p.queries - query, lane_index());
         }
         copied(&s.barriers->full[stage]);
         if (tile.number < 0) break;
@@ -166,8 +180,7 @@ DEVICE void add_in_turn(float* to, const float* from, int bytes, int* turn, int 
         if (before == 0) {
             store_in_bulk(to, from, bytes);
         } else {
-            while (load_acquire(turn) != before) {
-            }
+            wait_for_flag(turn, before);
             add_in_bulk(to, from, bytes);
         }
         wait_for_bulk_reads();
@@ -189,7 +202,9 @@ DEVICE int heads_before(const Parameters& p, int b, int h) {
 }
 
 // Brings each tile's part of the queries' cotangents to memory, and its terms of a capture that pairs own.
-DEVICE void add_sums(const Parameters& p, const Own& own, const Shared& s) {
+DEVICE void add_sums(const Parameters& p) {
+    Shared s = shared_parts();
+    const Own own = *s.own;
     int tiles = ((int)p.queries + COLUMNS - 1) / COLUMNS;
     for (int count = 0;; ++count) {
         if constexpr (PAIRS > 0) wait_barrier(&s.barriers->full_pairs, count & 1);
@@ -259,25 +274,33 @@ DEVICE void weigh(const Parameters& p, int b, int h, int query, int key, float s
     }
 }
 
-// Turns cotangents of weights into those of raw scores, and gives the terms.
+// Turns cotangents of weights into those of raw scores, and gives the terms. Where these need the raw scores (AGAIN),
+// weights are made again from them: both would take too many registers.
 template <bool CHECKED>
 DEVICE void differentiate(const Parameters& p, int b, int h, int query, int key, const float (&scores)[COLUMNS / 8][4],
                           const float (&weights)[COLUMNS / 8][4], float (&slopes)[COLUMNS / 8][4], Bits admitted,
-                          const float* deltas, float (&terms)[at_least_one(TERMS)][COLUMNS / 8][4], Fault& fault) {
+                          const float* log2_sum_exps, const float* deltas,
+                          float (&terms)[at_least_one(TERMS)][COLUMNS / 8][4], Fault& fault) {
     int g = lane_index() / 4, t = lane_index() % 4;
 #pragma unroll
     for (int j = 0; j < COLUMNS / 8; ++j) {
-        Two rows = *(const Two*)(deltas + 8 * j + 2 * t);
+        Two rows = *(const Two*)(deltas + 8 * j + 2 * t), exponents = *(const Two*)(log2_sum_exps + 8 * j + 2 * t);
 #pragma unroll
         for (int e = 0; e < 4; ++e) {
+            int q = query + 8 * j + 2 * t + e % 2, k = key + g + e / 2 * 8;
             bool live = true;
             if constexpr (CHECKED) live = admitted >> (4 * j + e) & 1;
-            float slope = weights[j][e] * (slopes[j][e] - rows.x[e % 2]);
-            float of_pair[at_least_one(TERMS)] = {};
-            if constexpr (SCORED) {
-                int q = query + 8 * j + 2 * t + e % 2, k = key + g + e / 2 * 8;
-                slope = gradient(p, b, h, q, k, scores[j][e], slope, live, fault, of_pair);
+            float weight;
+            if constexpr (AGAIN) {
+                float s = score(p, b, h, q, k, scores[j][e], live, fault);
+                weight = exp2_approximate(fmaf(s, LOG2_E, -exponents.x[e % 2]));
+                if constexpr (CHECKED) weight = live ? weight : 0;
+            } else {
+                weight = weights[j][e];
             }
+            float slope = weight * (slopes[j][e] - rows.x[e % 2]);
+            float of_pair[at_least_one(TERMS)] = {};
+            if constexpr (SCORED) slope = gradient(p, b, h, q, k, scores[j][e], slope, live, fault, of_pair);
             slopes[j][e] = live ? slope : 0;
 #pragma unroll
             for (int i = 0; i < TERMS; ++i) terms[i][j][e] = live ? of_pair[i] : 0;
@@ -357,7 +380,9 @@ DEVICE void store_keys(const Parameters& p, Element* to, long long row_stride, c
 }
 
 // Scores, weights and slopes of this warpgroup's keys; the products that end at keys and at queries; terms.
-DEVICE void multiply_and_differentiate(const Parameters& p, const Own& own, const Shared& s) {
+DEVICE void multiply_and_differentiate(const Parameters& p) {
+    Shared s = shared_parts();
+    const Own own = *s.own;
     int thread = thread_index() - GROUP, warp = uniform(thread / 32), group = warp / 4;
     int g = lane_index() / 4, t = lane_index() % 4, key = own.key + 16 * warp;
     const Element *own_keys = s.key_tile + group * 64 * 64, *own_values = s.value_tile + group * 64 * 64;
@@ -507,10 +532,13 @@ DEVICE void multiply_and_differentiate(const Parameters& p, const Own& own, cons
             round_left(weights, weights_left);
             wait_for_products_but<0>();
             hold(slopes);
+            if constexpr (AGAIN) hold(scores);
             if (tile.state == FULL) {
-                differentiate<false>(p, b, h, query, key, scores, weights, slopes, admitted, deltas, terms, fault);
+                differentiate<false>(p, b, h, query, key, scores, weights, slopes, admitted, log2_sum_exps, deltas, terms,
+                                     fault);
             } else {
-                differentiate<true>(p, b, h, query, key, scores, weights, slopes, admitted, deltas, terms, fault);
+                differentiate<true>(p, b, h, query, key, scores, weights, slopes, admitted, log2_sum_exps, deltas, terms,
+                                    fault);
             }
             round_left(slopes, slopes_left);
             share_slopes(slopes_left);
@@ -571,8 +599,8 @@ DEVICE void multiply_and_differentiate(const Parameters& p, const Own& own, cons
             hold(slopes);
             weigh<true>(p, b, h, query, key, scale, scores, weights, admitted, s.log2_sum_exps + stage * COLUMNS, fault);
             round_left(weights, weights_left);
-            differentiate<true>(p, b, h, query, key, scores, weights, slopes, admitted, s.deltas + stage * COLUMNS, terms,
-                                fault);
+            differentiate<true>(p, b, h, query, key, scores, weights, slopes, admitted, s.log2_sum_exps + stage * COLUMNS,
+                                s.deltas + stage * COLUMNS, terms, fault);
             round_left(slopes, slopes_left);
             share_slopes(slopes_left);
             term_sums.add(p, own, b, h, query, terms, count);
@@ -624,6 +652,23 @@ DEVICE void multiply_and_differentiate(const Parameters& p, const Own& own, cons
     report(fault, p.fault, p.first_site);
 }
 
+// Draws the keys that a block owns. Heads that run at the same time take blocks in turn: then the next heads' blocks
+// start as far apart as these ones end, which is how far apart their turns are.
+DEVICE Own draw(const Parameters& p) {
+    Own own;
+    int block = take_ticket(p.turns);
+    own.tiles = ((int)p.keys + KEYS - 1) / KEYS;
+    int heads = (int)p.key_batch * (int)p.key_heads, at_once = max_of(multiprocessors() / own.tiles, 1);
+    int first = block / (at_once * own.tiles) * at_once, within = block - first * own.tiles;
+    at_once = min_of(at_once, heads - first);
+    int head = first + within % at_once;
+    own.number = within / at_once;
+    own.key_head = head % (int)p.key_heads;
+    own.key_batch = head / (int)p.key_heads;
+    own.key = own.number * KEYS;
+    return own;
+}
+
 KERNEL void __launch_bounds__(3 * GROUP, 1) attention_backward_hopper(const __grid_constant__ Parameters p) {
     Shared s = shared_parts();
     if (thread_index() == 0) {
@@ -637,43 +682,23 @@ KERNEL void __launch_bounds__(3 * GROUP, 1) attention_backward_hopper(const __gr
         init_barrier(&s.barriers->empty_sums, 1);
         init_barrier(&s.barriers->full_pairs, 2 * GROUP / 32);
         init_barrier(&s.barriers->empty_pairs, 1);
-        *s.ticket = take_ticket(p.turns);
+        *s.own = draw(p);
     }
     sync_threads();
-    // Heads that run at the same time take blocks in turn: then the next heads' blocks start as far apart as these ones
-    // end, which is how far apart their turns are.
-    Own own;
-    int block = uniform(*s.ticket);
-    own.tiles = ((int)p.keys + KEYS - 1) / KEYS;
-    int heads = (int)p.key_batch * (int)p.key_heads, at_once = max_of(multiprocessors() / own.tiles, 1);
-    int first = block / (at_once * own.tiles) * at_once, within = block - first * own.tiles;
-    at_once = min_of(at_once, heads - first);
-    int head = first + within % at_once;
-    own.number = within / at_once;
-    own.key_head = head % (int)p.key_heads;
-    own.key_batch = head / (int)p.key_heads;
-    own.key = own.number * KEYS;
     int warp = uniform(warp_index());
     if (warp < GROUP / 32) {
         give_registers<PRODUCER_REGISTERS>();
         if (warp == 0) {
-            lead(p, own, s);
+            lead(p);
         } else if (warp == 1) {
-            bring<HEAD_SIZE, HEAD>(p, own, s, s.key_tile,
-                                   p.key + own.key_batch * p.key_strides[0] + own.key_head * p.key_strides[1] +
-                                       own.key * p.key_strides[2],
-                                   p.key_strides[2], s.query_tiles, p.query, p.query_strides);
+            bring<true>(p);
         } else if (warp == 2) {
-            bring<VALUE_SIZE, VALUE>(p, own, s, s.value_tile,
-                                     p.value + own.key_batch * p.value_strides[0] + own.key_head * p.value_strides[1] +
-                                         own.key * p.value_strides[2],
-                                     p.value_strides[2], s.cotangent_tiles, p.output_cotangent,
-                                     p.output_cotangent_strides);
+            bring<false>(p);
         } else {
-            add_sums(p, own, s);
+            add_sums(p);
         }
     } else {
         take_registers<CONSUMER_REGISTERS>();
-        multiply_and_differentiate(p, own, s);
+        multiply_and_differentiate(p);
     }
 }

@@ -15,21 +15,15 @@ DEVICE void load_panels(Element* tile, const Element* from, long long row_stride
     row_stride *= within ? STEP : 0;
     tile += part / 8 * TILE_ROWS * 64;
     if (SIZE == PADDED && rows >= TILE_ROWS) {
-        // The exchange of parts repeats every 8 rows: no more places to compute than there are before it does.
-        constexpr int PERIOD = STEP < 8 ? 8 / STEP : 1;
-        Element* to[PERIOD];
+        // The exchange of parts repeats every 8 rows, and a step changes other bits of a row's number than the threads
+        // do: so the next place is this one with some bits turned.
+        static_assert(STEP <= 8, "threads take fewer rows at a time than the exchange");
+        constexpr int PERIOD = 8 / STEP;
+        int place = first * 64 + (part % 8 ^ first) * PART;
 #pragma unroll
-        for (int i = 0; i < PERIOD; ++i) {
-            int row = first + i * STEP;
-            to[i] = tile + row * 64 + (part % 8 ^ row % 8) * PART;
-        }
-#pragma unroll 2
-        for (int i = 0; i < TILE_ROWS / STEP; i += PERIOD) {
-#pragma unroll
-            for (int j = 0; j < PERIOD; ++j) {
-                copy_16(to[j] + i * STEP * 64, at, true);
-                at += row_stride;
-            }
+        for (int i = 0; i < TILE_ROWS / STEP; ++i) {
+            copy_16(tile + (place ^ i % PERIOD * STEP * PART) + i * STEP * 64, at, true);
+            at += row_stride;
         }
         return;
     }

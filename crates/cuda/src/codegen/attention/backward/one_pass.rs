@@ -194,6 +194,13 @@ impl Gradient<'_, '_> {
             self.cotangent(&mut parameters, name, view.as_ref());
         }
         constants += &constant("bool", "SCORED", backward.joint.is_some());
+        // Whether the score function's derivative, or a term, is other for another score.
+        let again = backward.joint.as_ref().is_some_and(|joint| {
+            let terms = pass.terms.iter().map(|(_, reduction)| reduction.result);
+            let wanted: Vec<_> = terms.chain([1]).map(|result| joint.results[result]).collect();
+            indices::read(joint, &wanted, 4)
+        });
+        constants += &constant("bool", "AGAIN", again);
         constants += &apart_constants(apart);
         for (name, value) in [
             ("KEY_SUMS", pass.count(Term::Key)),
