@@ -10,7 +10,7 @@ use tilewright_ir::DType;
 
 use crate::case::{Case, Sizes};
 use crate::table::{MASKS, SCORES};
-use crate::{scans, whole_plans};
+use crate::{nests, scans, whole_plans};
 
 /// Whether there is a compiler; where there is none, says so, unless `TILEWRIGHT_NVRTC` promises one.
 fn available() -> bool {
@@ -122,6 +122,19 @@ fn scans_of_common_kinds_take_registers_only() {
                 let registers = registers(&launch.source, 90);
                 println!("{}: {registers} registers, in {:?}", case.label, start.elapsed());
             }
+        }
+    }
+}
+
+#[test]
+fn held_rows_take_registers_only() {
+    if !available() {
+        return;
+    }
+    for case in nests::held() {
+        for (_, step) in &case.program.steps {
+            let Step::Launch(launch) = step else { continue };
+            println!("{}: {} registers", case.label, registers(&launch.source, 90));
         }
     }
 }

@@ -71,6 +71,13 @@ const SOFTMAX_ACROSS: &str = "graph(%x: T[<A>, <B>]) -> (%y) {
   %y = div %e, %sb
 }";
 
+/// Rows that teams of each size hold in registers.
+pub fn held() -> Vec<Case> {
+    let shapes = [[3, 1000], [4100, 1024], [2, 50]];
+    let softmax = |shape: &[usize; 2]| case("softmax", SOFTMAX, DType::F32, shape, false);
+    shapes.iter().map(softmax).chain([case("softmax", SOFTMAX, DType::BF16, &[4100, 768], false)]).collect()
+}
+
 #[test]
 fn sums_of_rows_by_every_team() {
     let mut cases = Vec::new();
