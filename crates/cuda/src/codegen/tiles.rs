@@ -116,7 +116,7 @@ pub fn hopper_tiles(needs: Needs, plain: bool, shared_bytes: usize) -> Option<Ho
         let (producer_registers, consumer_registers) = match groups {
             2 if columns > 128 || value > 192 && !needs.masked => (56, 224),
             2 => (72, 216),
-            _ => (32, 160),
+            _ => (56, 152),
         };
         let elements = 64 * groups * head + 2 * columns * (head + value);
         let panels = if needs.masked { 4 * groups * 16 * (columns + 8) * 2 } else { 0 };
@@ -138,8 +138,8 @@ pub fn hopper_tiles(needs: Needs, plain: bool, shared_bytes: usize) -> Option<Ho
         tiles.shared_bytes <= shared_bytes && *registers <= tiles.consumer_registers
     };
     let possible = needs.element == 2 && head * value > 0;
-    // Where each pair is looked at by the mask, a tile's bits are to fit a word.
-    let wide = if needs.masked || !plain { 128 } else { 176 };
+    // As measured: the widest tiles pay where nothing but the softmax stands between the products.
+    let wide = if needs.masked || !plain || head > 64 { 128 } else { 176 };
     let shapes = [(2, wide), (2, 128), (2, 96), (2, 80), (2, 64), (2, 32)];
     shapes.into_iter().map(measured).find(|found| possible && fits(found)).map(|(tiles, _)| tiles)
 }
