@@ -108,7 +108,8 @@ pub struct HopperTiles {
     pub shared_bytes: usize,
 }
 
-/// The best tiles of the forward on Hopper, `plain` where there is no score function; none where they do not fit, or elements have not two bytes.
+/// The best tiles of the forward on Hopper, `plain` where there is no score function; none where they do not fit, or
+/// elements have not two bytes.
 pub fn hopper_tiles(needs: Needs, plain: bool, shared_bytes: usize) -> Option<HopperTiles> {
     let (head, value) = (needs.head_size.next_multiple_of(64), needs.value_size.next_multiple_of(64));
     let measured = |(groups, columns): (usize, usize)| {
@@ -289,12 +290,14 @@ mod tests {
 
     #[test]
     fn hopper_has_tiles_for_half_types_up_to_256() {
-        for masked in [false, true] {
+        for (masked, largest) in [(false, 80), (true, 64)] {
             let columns =
                 |size| hopper_tiles(needs(2, size, masked), false, 227 << 10).map(|tiles| tiles.columns);
             assert_eq!([64, 96, 128].map(columns), [Some(128); 3]);
-            assert_eq!([192, 256].map(columns), [Some(64); 2]);
+            assert_eq!([192, 256].map(columns), [Some(96), Some(largest)]);
         }
+        let plain = hopper_tiles(needs(2, 64, false), true, 227 << 10).map(|tiles| tiles.columns);
+        assert_eq!(plain, Some(176));
         assert_eq!(hopper_tiles(needs(4, 64, false), true, 227 << 10), None);
         assert_eq!(hopper_tiles(needs(2, 320, false), true, 227 << 10), None);
     }
