@@ -108,7 +108,8 @@ pub struct HopperTiles {
     pub shared_bytes: usize,
 }
 
-/// The best tiles of the forward on Hopper, `plain` where there is no score function; none where they do not fit, or elements have not two bytes.
+/// The best tiles of the forward on Hopper, `plain` where there is no score function; none where they do not fit, or
+/// elements have not two bytes.
 pub fn hopper_tiles(needs: Needs, plain: bool, shared_bytes: usize) -> Option<HopperTiles> {
     let (head, value) = (needs.head_size.next_multiple_of(64), needs.value_size.next_multiple_of(64));
     let measured = |(groups, columns): (usize, usize)| {
@@ -116,7 +117,7 @@ pub fn hopper_tiles(needs: Needs, plain: bool, shared_bytes: usize) -> Option<Ho
         let (producer_registers, consumer_registers) = match groups {
             2 if columns > 128 || value > 192 && !needs.masked => (56, 224),
             2 => (72, 216),
-            _ => (32, 160),
+            _ => (56, 152),
         };
         let elements = 64 * groups * head + 2 * columns * (head + value);
         let panels = if needs.masked { 4 * groups * 16 * (columns + 8) * 2 } else { 0 };
@@ -138,8 +139,8 @@ pub fn hopper_tiles(needs: Needs, plain: bool, shared_bytes: usize) -> Option<Ho
         tiles.shared_bytes <= shared_bytes && *registers <= tiles.consumer_registers
     };
     let possible = needs.element == 2 && head * value > 0;
-    // Where each pair is looked at by the mask, a tile's bits are to fit a word.
-    let wide = if needs.masked || !plain { 128 } else { 176 };
+    // As measured: the widest tiles pay where nothing but the softmax stands between the products.
+    let wide = if needs.masked || !plain || head > 64 { 128 } else { 176 };
     let shapes = [(2, wide), (2, 128), (2, 96), (2, 80), (2, 64), (2, 32)];
     shapes.into_iter().map(measured).find(|found| possible && fits(found)).map(|(tiles, _)| tiles)
 }
@@ -289,12 +290,14 @@ mod tests {
 
     #[test]
     fn hopper_has_tiles_for_half_types_up_to_256() {
-        for masked in [false, true] {
+        for (masked, largest) in [(false, 80), (true, 64)] {
             let columns =
                 |size| hopper_tiles(needs(2, size, masked), false, 227 << 10).map(|tiles| tiles.columns);
             assert_eq!([64, 96, 128].map(columns), [Some(128); 3]);
-            assert_eq!([192, 256].map(columns), [Some(64); 2]);
+            assert_eq!([192, 256].map(columns), [Some(96), Some(largest)]);
         }
+        let plain = hopper_tiles(needs(2, 64, false), true, 227 << 10).map(|tiles| tiles.columns);
+        assert_eq!(plain, Some(176));
         assert_eq!(hopper_tiles(needs(4, 64, false), true, 227 << 10), None);
         assert_eq!(hopper_tiles(needs(2, 320, false), true, 227 << 10), None);
     }

@@ -56,9 +56,9 @@ DEVICE bool admits(const Parameters&, int, int, int, int, Fault&) { return true;
 // The score function.
 DEVICE float score(const Parameters& p, int b, int h, int q, int k, float s, bool live, Fault& fault) {
     bool r2_inside = live;
-    long long r2_at = 0;
-    locate(q, p.table_0_extents[0], p.table_0_strides[0], 0, r2_inside, r2_at, fault);
-    locate(k, p.table_0_extents[1], p.table_0_strides[1], 1, r2_inside, r2_at, fault);
+    int r2_at = 0;
+    r2_at += (int)(q) * (int)p.table_0_strides[0];
+    r2_at += (int)(k) * (int)p.table_0_strides[1];
     float r2 = (r2_inside ? read_only(p.table_0 + r2_at) : (float)0);
     float r4 = r2 + s;
     return r4;
@@ -120,6 +120,7 @@ struct Parameters {
     const float16* output_cotangent;
     long long output_cotangent_strides[4];
     const float* delta;
+    long long delta_rows;
     float16* key_cotangent;
     long long key_cotangent_strides[4];
     float16* value_cotangent;
@@ -139,8 +140,8 @@ constexpr bool QUERY_VECTOR = true;
 constexpr bool KEY_VECTOR = true;
 constexpr bool VALUE_VECTOR = false;
 constexpr bool COTANGENT_VECTOR = false;
-constexpr bool KEY_ROWS = true;
 constexpr int TERMS = 0;
+constexpr bool KEY_ROWS = true;
 constexpr int SLICES = 1;
 constexpr int HEAD_SLICE = 16;
 constexpr int VALUE_SLICE = 16;
@@ -151,9 +152,9 @@ DEVICE bool admits(const Parameters&, int, int, int, int, Fault&) { return true;
 // The score function.
 DEVICE float score(const Parameters& p, int b, int h, int q, int k, float s, bool live, Fault& fault) {
     bool r2_inside = live;
-    long long r2_at = 0;
-    locate(q, p.table_0_extents[0], p.table_0_strides[0], 0, r2_inside, r2_at, fault);
-    locate(k, p.table_0_extents[1], p.table_0_strides[1], 1, r2_inside, r2_at, fault);
+    int r2_at = 0;
+    r2_at += (int)(q) * (int)p.table_0_strides[0];
+    r2_at += (int)(k) * (int)p.table_0_strides[1];
     float r2 = (r2_inside ? read_only(p.table_0 + r2_at) : (float)0);
     float r4 = r2 + s;
     return r4;
@@ -202,6 +203,7 @@ struct Parameters {
     const float16* output_cotangent;
     long long output_cotangent_strides[4];
     const float* delta;
+    long long delta_rows;
     float16* query_cotangent;
     long long query_cotangent_strides[4];
     float* row_sums;
@@ -222,8 +224,8 @@ constexpr bool QUERY_VECTOR = true;
 constexpr bool KEY_VECTOR = true;
 constexpr bool VALUE_VECTOR = false;
 constexpr bool COTANGENT_VECTOR = false;
-constexpr bool KEY_ROWS = false;
 constexpr int TERMS = 0;
+constexpr bool KEY_ROWS = false;
 constexpr bool QUERY_COTANGENT = true;
 constexpr int ROW_SUMS = 0;
 constexpr int HEAD_SUMS = 0;
@@ -235,9 +237,9 @@ DEVICE bool admits(const Parameters&, int, int, int, int, Fault&) { return true;
 // The score function.
 DEVICE float score(const Parameters& p, int b, int h, int q, int k, float s, bool live, Fault& fault) {
     bool r2_inside = live;
-    long long r2_at = 0;
-    locate(q, p.table_0_extents[0], p.table_0_strides[0], 0, r2_inside, r2_at, fault);
-    locate(k, p.table_0_extents[1], p.table_0_strides[1], 1, r2_inside, r2_at, fault);
+    int r2_at = 0;
+    r2_at += (int)(q) * (int)p.table_0_strides[0];
+    r2_at += (int)(k) * (int)p.table_0_strides[1];
     float r2 = (r2_inside ? read_only(p.table_0 + r2_at) : (float)0);
     float r4 = r2 + s;
     return r4;
@@ -288,6 +290,7 @@ struct Parameters {
     const float16* output_cotangent;
     long long output_cotangent_strides[4];
     const float* delta;
+    long long delta_rows;
     float* copies;
     long long elements;
     long long extents_0[2];
@@ -306,8 +309,8 @@ constexpr bool QUERY_VECTOR = true;
 constexpr bool KEY_VECTOR = true;
 constexpr bool VALUE_VECTOR = false;
 constexpr bool COTANGENT_VECTOR = false;
-constexpr bool KEY_ROWS = false;
 constexpr int TERMS = 1;
+constexpr bool KEY_ROWS = false;
 constexpr bool OWNED = true;
 constexpr bool APART_IN_BATCH = false;
 constexpr bool APART_IN_HEADS = false;
@@ -316,9 +319,9 @@ DEVICE bool admits(const Parameters&, int, int, int, int, Fault&) { return true;
 // The score function.
 DEVICE float score(const Parameters& p, int b, int h, int q, int k, float s, bool live, Fault& fault) {
     bool r2_inside = live;
-    long long r2_at = 0;
-    locate(q, p.table_0_extents[0], p.table_0_strides[0], 0, r2_inside, r2_at, fault);
-    locate(k, p.table_0_extents[1], p.table_0_strides[1], 1, r2_inside, r2_at, fault);
+    int r2_at = 0;
+    r2_at += (int)(q) * (int)p.table_0_strides[0];
+    r2_at += (int)(k) * (int)p.table_0_strides[1];
     float r2 = (r2_inside ? read_only(p.table_0 + r2_at) : (float)0);
     float r4 = r2 + s;
     return r4;

@@ -22,18 +22,143 @@ struct Parameters {
 // The mask.
 DEVICE bool admits(const Parameters& p, int b, int h, int q, int k, Fault& fault) {
     bool r2_inside = true;
-    long long r2_at = 0;
-    locate(b, p.table_0_extents[0], p.table_0_strides[0], 0, r2_inside, r2_at, fault);
-    locate(q, p.table_0_extents[1], p.table_0_strides[1], 1, r2_inside, r2_at, fault);
+    int r2_at = 0;
+    r2_at += (int)(b) * (int)p.table_0_strides[0];
+    r2_at += (int)(q) * (int)p.table_0_strides[1];
     int r2 = (r2_inside ? read_only(p.table_0 + r2_at) : (int)0);
     bool r4_inside = true;
-    long long r4_at = 0;
-    locate(b, p.table_0_extents[0], p.table_0_strides[0], 2, r4_inside, r4_at, fault);
-    locate(k, p.table_0_extents[1], p.table_0_strides[1], 3, r4_inside, r4_at, fault);
+    int r4_at = 0;
+    r4_at += (int)(b) * (int)p.table_0_strides[0];
+    r4_at += (int)(k) * (int)p.table_0_strides[1];
     int r4 = (r4_inside ? read_only(p.table_0 + r4_at) : (int)0);
     bool r5 = r2 == r4;
     return r5;
 }
+// What masks give over a rectangle of pairs, from the intervals of what they compute there. All lanes of a warp have
+// the same rectangle.
+
+// Every value of an integer; where an end is ±LIMIT, beyond it too.
+struct Interval { long long low, high; };
+// Whether something may hold somewhere, and whether it must everywhere.
+struct Truth { bool may, must; };
+
+constexpr long long LIMIT = 1ll << 62;
+DEVICE Interval anything() { return Interval{-LIMIT, LIMIT}; }
+DEVICE Truth unknown() { return Truth{true, false}; }
+
+// What fits neither a register of so many bits nor the limit has wrapped.
+template <typename T>
+DEVICE Interval kept(Interval x) {
+    long long most = sizeof(T) == 4 ? 2147483647ll : LIMIT - 1;
+    return x.low < -most || x.high > most ? anything() : x;
+}
+DEVICE bool finite(Interval x) { return x.low > -LIMIT && x.high < LIMIT; }
+
+template <typename T>
+DEVICE Interval add(Interval x, Interval y) { return kept<T>(Interval{x.low + y.low, x.high + y.high}); }
+template <typename T>
+DEVICE Interval subtract(Interval x, Interval y) { return kept<T>(Interval{x.low - y.high, x.high - y.low}); }
+template <typename T>
+DEVICE Interval multiply(Interval x, Interval y) {
+    const long long most = 1ll << 30;
+    if (x.low < -most || x.high > most || y.low < -most || y.high > most) return anything();
+    long long a = x.low * y.low, b = x.low * y.high, c = x.high * y.low, d = x.high * y.high;
+    return kept<T>(Interval{min_of(min_of(a, b), min_of(c, d)), max_of(max_of(a, b), max_of(c, d))});
+}
+DEVICE Interval least(Interval x, Interval y) { return Interval{min_of(x.low, y.low), min_of(x.high, y.high)}; }
+DEVICE Interval most(Interval x, Interval y) { return Interval{max_of(x.low, y.low), max_of(x.high, y.high)}; }
+DEVICE Interval hull(Interval x, Interval y) { return Interval{min_of(x.low, y.low), max_of(x.high, y.high)}; }
+DEVICE Interval negative(Interval x) { return Interval{-x.high, -x.low}; }
+DEVICE Interval absolute(Interval x) {
+    if (!finite(x)) return Interval{-LIMIT, LIMIT};
+    return Interval{x.low > 0 ? x.low : x.high < 0 ? -x.high : 0, max_of(-x.low, x.high)};
+}
+DEVICE Interval quotient(Interval x, Interval y) {
+    if (y.low <= 0 || !finite(x) || !finite(y)) return anything();
+    long long a = floored_quotient(x.low, y.low), b = floored_quotient(x.low, y.high);
+    long long c = floored_quotient(x.high, y.low), d = floored_quotient(x.high, y.high);
+    return Interval{min_of(a, b), max_of(c, d)};
+}
+DEVICE Interval remainder(Interval x, Interval y) {
+    if (y.low <= 0 || !finite(x) || !finite(y)) return anything();
+    if (y.low == y.high && floored_quotient(x.low, y.low) == floored_quotient(x.high, y.low)) {
+        return Interval{floored_remainder(x.low, y.low), floored_remainder(x.high, y.low)};
+    }
+    return Interval{0, y.high - 1};
+}
+
+DEVICE Truth opposite(Truth x) { return Truth{!x.must, !x.may}; }
+DEVICE Truth both(Truth x, Truth y) { return Truth{x.may && y.may, x.must && y.must}; }
+DEVICE Truth either(Truth x, Truth y) { return Truth{x.may || y.may, x.must || y.must}; }
+DEVICE Truth differ(Truth x, Truth y) {
+    bool known = x.may == x.must && y.may == y.must, apart = x.must != y.must;
+    return Truth{!known || apart, known && apart};
+}
+DEVICE Truth below(Interval x, Interval y) {
+    return finite(x) && finite(y) ? Truth{x.low < y.high, x.high < y.low} : unknown();
+}
+DEVICE Truth equal(Interval x, Interval y) {
+    if (!finite(x) || !finite(y)) return unknown();
+    return Truth{x.low <= y.high && y.low <= x.high, x.low == x.high && y.low == y.high && x.low == y.low};
+}
+DEVICE Interval number(Truth x) { return Interval{x.must, x.may}; }
+DEVICE Interval choice(Truth c, Interval x, Interval y) { return c.must ? x : c.may ? hull(x, y) : y; }
+DEVICE Truth choice(Truth c, Truth x, Truth y) {
+    return c.must ? x : c.may ? Truth{x.may || y.may, x.must && y.must} : y;
+}
+
+DEVICE long long exchange(long long x, int lanes) {
+    unsigned low = bits_of_float(shuffle_xor(float_of_bits((unsigned)x), lanes));
+    unsigned high = bits_of_float(shuffle_xor(float_of_bits((unsigned)((unsigned long long)x >> 32)), lanes));
+    return (long long)((unsigned long long)high << 32 | low);
+}
+
+// The interval of a table's elements within intervals of its indices, by all lanes together; anything where these are
+// many. Where one may be out of range, `safe` becomes false: then pairs are to be looked at.
+template <int AXES, typename E>
+DEVICE Interval elements(const E* table, const long long* extents, const long long* strides, Interval (&index)[AXES],
+                         bool& safe) {
+    const long long MANY = 512;
+    long long count = 1;
+    for (int axis = 0; axis < AXES; ++axis) {
+        Interval& x = index[axis];
+        if (x.high < 0 && x.low >= -extents[axis]) x = Interval{x.low + extents[axis], x.high + extents[axis]};
+        if (x.low < 0 || x.high >= extents[axis]) {
+            safe = false;
+            return anything();
+        }
+        count = count > MANY ? count : count * (x.high - x.low + 1);
+    }
+    if (count > MANY) return anything();
+    Interval found = Interval{LIMIT, -LIMIT};
+    for (long long i = lane_index(); i < count; i += 32) {
+        long long rest = i, at = 0;
+        for (int axis = AXES - 1; axis >= 0; --axis) {
+            long long extent = index[axis].high - index[axis].low + 1;
+            at += (index[axis].low + rest % extent) * strides[axis];
+            rest /= extent;
+        }
+        long long x = (long long)read_only(table + at);
+        found = hull(found, Interval{x, x});
+    }
+    for (int lanes = 1; lanes < 32; lanes *= 2) {
+        found = hull(found, Interval{exchange(found.low, lanes), exchange(found.high, lanes)});
+    }
+    return kept<long long>(found);
+}
+// The mask over a rectangle of pairs.
+DEVICE Truth admits_block(const Parameters& p, Interval b, Interval h, Interval q, Interval k, bool& safe) {
+    Interval r0 = b;
+    Interval r1 = q;
+    Interval at_2[2] = {r0, r1};
+    Interval r2 = elements(p.table_0, p.table_0_extents, p.table_0_strides, at_2, safe);
+    Interval r3 = k;
+    Interval at_4[2] = {r0, r3};
+    Interval r4 = elements(p.table_0, p.table_0_extents, p.table_0_strides, at_4, safe);
+    Truth r5 = equal(r2, r4);
+    return r5;
+}
+constexpr bool FOLLOWED = true;
 
 launch attention_forward on 4 blocks of 128 threads, 36128 bytes of shared memory
 
@@ -95,14 +220,14 @@ constexpr bool MAXIMUM = false;
 // The mask.
 DEVICE bool admits(const Parameters& p, int b, int h, int q, int k, Fault& fault) {
     bool r2_inside = true;
-    long long r2_at = 0;
-    locate(b, p.table_1_extents[0], p.table_1_strides[0], 0, r2_inside, r2_at, fault);
-    locate(q, p.table_1_extents[1], p.table_1_strides[1], 1, r2_inside, r2_at, fault);
+    int r2_at = 0;
+    r2_at += (int)(b) * (int)p.table_1_strides[0];
+    r2_at += (int)(q) * (int)p.table_1_strides[1];
     int r2 = (r2_inside ? read_only(p.table_1 + r2_at) : (int)0);
     bool r4_inside = true;
-    long long r4_at = 0;
-    locate(b, p.table_1_extents[0], p.table_1_strides[0], 2, r4_inside, r4_at, fault);
-    locate(k, p.table_1_extents[1], p.table_1_strides[1], 3, r4_inside, r4_at, fault);
+    int r4_at = 0;
+    r4_at += (int)(b) * (int)p.table_1_strides[0];
+    r4_at += (int)(k) * (int)p.table_1_strides[1];
     int r4 = (r4_inside ? read_only(p.table_1 + r4_at) : (int)0);
     bool r5 = r2 == r4;
     return r5;
@@ -114,9 +239,9 @@ DEVICE float score(const Parameters& p, int b, int h, int q, int k, float s, boo
     int r7 = (r4 > 0 ? r4 : 0);
     int r8 = (r7 < 16 ? r7 : 16);
     bool r10_inside = live;
-    long long r10_at = 0;
-    locate(h, p.table_0_extents[0], p.table_0_strides[0], 4, r10_inside, r10_at, fault);
-    locate(r8, p.table_0_extents[1], p.table_0_strides[1], 5, r10_inside, r10_at, fault);
+    int r10_at = 0;
+    r10_at += (int)(h) * (int)p.table_0_strides[0];
+    r10_at += (int)(r8) * (int)p.table_0_strides[1];
     float r10 = (r10_inside ? read_only(p.table_0 + r10_at) : (float)0);
     float r12 = r10 + s;
     return r12;
@@ -181,6 +306,7 @@ struct Parameters {
     const float* output_cotangent;
     long long output_cotangent_strides[4];
     const float* delta;
+    long long delta_rows;
     float* key_cotangent;
     long long key_cotangent_strides[4];
     float* value_cotangent;
@@ -200,8 +326,8 @@ constexpr bool QUERY_VECTOR = true;
 constexpr bool KEY_VECTOR = true;
 constexpr bool VALUE_VECTOR = false;
 constexpr bool COTANGENT_VECTOR = false;
-constexpr bool KEY_ROWS = true;
 constexpr int TERMS = 0;
+constexpr bool KEY_ROWS = true;
 constexpr int SLICES = 1;
 constexpr int HEAD_SLICE = 16;
 constexpr int VALUE_SLICE = 16;
@@ -211,14 +337,14 @@ constexpr bool VALUE_COTANGENT = true;
 // The mask.
 DEVICE bool admits(const Parameters& p, int b, int h, int q, int k, Fault& fault) {
     bool r2_inside = true;
-    long long r2_at = 0;
-    locate(b, p.table_1_extents[0], p.table_1_strides[0], 0, r2_inside, r2_at, fault);
-    locate(q, p.table_1_extents[1], p.table_1_strides[1], 1, r2_inside, r2_at, fault);
+    int r2_at = 0;
+    r2_at += (int)(b) * (int)p.table_1_strides[0];
+    r2_at += (int)(q) * (int)p.table_1_strides[1];
     int r2 = (r2_inside ? read_only(p.table_1 + r2_at) : (int)0);
     bool r4_inside = true;
-    long long r4_at = 0;
-    locate(b, p.table_1_extents[0], p.table_1_strides[0], 2, r4_inside, r4_at, fault);
-    locate(k, p.table_1_extents[1], p.table_1_strides[1], 3, r4_inside, r4_at, fault);
+    int r4_at = 0;
+    r4_at += (int)(b) * (int)p.table_1_strides[0];
+    r4_at += (int)(k) * (int)p.table_1_strides[1];
     int r4 = (r4_inside ? read_only(p.table_1 + r4_at) : (int)0);
     bool r5 = r2 == r4;
     return r5;
@@ -230,9 +356,9 @@ DEVICE float score(const Parameters& p, int b, int h, int q, int k, float s, boo
     int r7 = (r4 > 0 ? r4 : 0);
     int r8 = (r7 < 16 ? r7 : 16);
     bool r10_inside = live;
-    long long r10_at = 0;
-    locate(h, p.table_0_extents[0], p.table_0_strides[0], 4, r10_inside, r10_at, fault);
-    locate(r8, p.table_0_extents[1], p.table_0_strides[1], 5, r10_inside, r10_at, fault);
+    int r10_at = 0;
+    r10_at += (int)(h) * (int)p.table_0_strides[0];
+    r10_at += (int)(r8) * (int)p.table_0_strides[1];
     float r10 = (r10_inside ? read_only(p.table_0 + r10_at) : (float)0);
     float r12 = r10 + s;
     return r12;
@@ -284,6 +410,7 @@ struct Parameters {
     const float* output_cotangent;
     long long output_cotangent_strides[4];
     const float* delta;
+    long long delta_rows;
     float* query_cotangent;
     long long query_cotangent_strides[4];
     float* row_sums;
@@ -304,8 +431,8 @@ constexpr bool QUERY_VECTOR = true;
 constexpr bool KEY_VECTOR = true;
 constexpr bool VALUE_VECTOR = false;
 constexpr bool COTANGENT_VECTOR = false;
-constexpr bool KEY_ROWS = false;
 constexpr int TERMS = 1;
+constexpr bool KEY_ROWS = false;
 constexpr bool QUERY_COTANGENT = true;
 constexpr int ROW_SUMS = 0;
 constexpr int HEAD_SUMS = 0;
@@ -316,14 +443,14 @@ constexpr int TABLE_ELEMENTS = 0;
 // The mask.
 DEVICE bool admits(const Parameters& p, int b, int h, int q, int k, Fault& fault) {
     bool r2_inside = true;
-    long long r2_at = 0;
-    locate(b, p.table_1_extents[0], p.table_1_strides[0], 0, r2_inside, r2_at, fault);
-    locate(q, p.table_1_extents[1], p.table_1_strides[1], 1, r2_inside, r2_at, fault);
+    int r2_at = 0;
+    r2_at += (int)(b) * (int)p.table_1_strides[0];
+    r2_at += (int)(q) * (int)p.table_1_strides[1];
     int r2 = (r2_inside ? read_only(p.table_1 + r2_at) : (int)0);
     bool r4_inside = true;
-    long long r4_at = 0;
-    locate(b, p.table_1_extents[0], p.table_1_strides[0], 2, r4_inside, r4_at, fault);
-    locate(k, p.table_1_extents[1], p.table_1_strides[1], 3, r4_inside, r4_at, fault);
+    int r4_at = 0;
+    r4_at += (int)(b) * (int)p.table_1_strides[0];
+    r4_at += (int)(k) * (int)p.table_1_strides[1];
     int r4 = (r4_inside ? read_only(p.table_1 + r4_at) : (int)0);
     bool r5 = r2 == r4;
     return r5;
@@ -335,9 +462,9 @@ DEVICE float score(const Parameters& p, int b, int h, int q, int k, float s, boo
     int r7 = (r4 > 0 ? r4 : 0);
     int r8 = (r7 < 16 ? r7 : 16);
     bool r10_inside = live;
-    long long r10_at = 0;
-    locate(h, p.table_0_extents[0], p.table_0_strides[0], 4, r10_inside, r10_at, fault);
-    locate(r8, p.table_0_extents[1], p.table_0_strides[1], 5, r10_inside, r10_at, fault);
+    int r10_at = 0;
+    r10_at += (int)(h) * (int)p.table_0_strides[0];
+    r10_at += (int)(r8) * (int)p.table_0_strides[1];
     float r10 = (r10_inside ? read_only(p.table_0 + r10_at) : (float)0);
     float r12 = r10 + s;
     return r12;
@@ -352,7 +479,7 @@ DEVICE int scatter_place(const Parameters& p, int number, int b, int h, int q, i
     return -1;
 }
 
-launch capture_values on 2 blocks of 256 threads, 0 bytes of shared memory
+launch capture_values on 8 blocks of 256 threads, 1024 bytes of shared memory
 
 // What this kernel does: sums by a key, and their places in a captured array.
 
@@ -363,9 +490,15 @@ struct Parameters {
     long long keys;
     long long count;
     long long tiles;
+    long long line;
+    long long head_stride;
+    long long tile_stride;
+    long long base;
+    long long step;
     const float* sums;
     float* values;
     int* places;
+    int* ranges;
     const float* table_0;
     long long table_0_strides[2];
     long long table_0_extents[2];
@@ -376,9 +509,9 @@ struct Parameters {
     long long offset_0;
 };
 
-constexpr int TILE_ROWS = 64;
+constexpr bool PER_BATCH = false;
+constexpr bool PER_HEAD = true;
 constexpr bool BY_ROW = false;
-constexpr bool BY_HEAD = false;
 constexpr bool BY_DIFFERENCE = true;
 constexpr bool BY_SUM = false;
 // Where the terms of captured arrays go: a flat index, −1 for none.
@@ -408,11 +541,12 @@ launch owner_scan on 1 blocks of 128 threads, 4096 bytes of shared memory
 // What this kernel does: adds values at their places.
 
 struct Parameters {
-    long long count;
+    long long groups;
     long long elements;
     long long first;
     const float* values;
     const int* places;
+    const int* ranges;
     float* total;
 };
 

@@ -63,6 +63,9 @@ pub(super) fn forward(forward: &AttentionForward, lowering: &mut Lowering) -> Re
         parameters.integer("items", items as i64);
         constants += &constant("int", "GROUPS", tiles.groups);
         constants += &constant("bool", "PLAIN", plain);
+        // Where a mask leaves the groups different work, turns would make them wait; a score function's arithmetic
+        // is worth it.
+        constants += &constant("bool", "TURNS", attention.mask.is_none() || !plain);
         let map = attention.block_map.and_then(|slot| lowering.block_maps[slot]);
         let (rows, columns) = map.map_or((1, 1), |(map, _)| (map.query_block, map.key_block));
         constants += &constant("int", "MAP_ROWS", rows);

@@ -221,7 +221,7 @@ DEVICE void consume(const Parameters& p, Element* query_tile, const Element* key
     Fault fault;
     unsigned query_place = place_of(own_queries), key_place = place_of(key_tiles), value_place = place_of(value_tiles);
     int keys = 0, values = 0, items = 0;  // how many came so far
-    if (group == GROUPS - 1) give_turn(0);
+    if (TURNS && group == GROUPS - 1) give_turn(0);
     for (int i = block_index(); i < (int)p.items; i += block_count()) {
         Item item = item_of(p, i);
         int query = item.first + group * 64 + 16 * warp;
@@ -258,7 +258,7 @@ DEVICE void consume(const Parameters& p, Element* query_tile, const Element* key
                 unsigned query_panels = uniform(query_place);
                 unsigned key_panels = uniform(key_place + stage * (COLUMNS * HEAD / PART));
                 unsigned value_panels = uniform(value_place + last * (COLUMNS * VALUE / PART));
-                wait_turn(group);
+                if constexpr (TURNS) wait_turn(group);
                 begin_products();
                 multiply_keys(scores, query_panels, key_panels);
                 close_products();
@@ -266,7 +266,7 @@ DEVICE void consume(const Parameters& p, Element* query_tile, const Element* key
                 begin_products();
                 multiply_values(output, weights, value_panels);
                 close_products();
-                give_turn((group + 1) % GROUPS);
+                if constexpr (TURNS) give_turn((group + 1) % GROUPS);
                 wait_for_products_but<1>();
                 hold(scores);
                 arrive_once(&barriers->empty_keys[stage]);
