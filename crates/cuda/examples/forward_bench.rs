@@ -145,10 +145,9 @@ fn main() -> ExitCode {
         let folder = parts[1].clone();
         parts.drain(..2);
         for row in rows() {
-            if parts.is_empty() || parts.iter().any(|part| row.name.starts_with(part.as_str())) {
-                if let Err(error) = write_kernels(&folder, &row) {
-                    println!("{}: {error}", row.name);
-                }
+            let wanted = parts.is_empty() || parts.iter().any(|part| row.name.starts_with(part.as_str()));
+            if wanted && let Err(error) = write_kernels(&folder, &row) {
+                println!("{}: {error}", row.name);
             }
         }
         return ExitCode::SUCCESS;

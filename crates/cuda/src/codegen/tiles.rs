@@ -138,7 +138,8 @@ pub fn hopper_tiles(needs: Needs, plain: bool, shared_bytes: usize) -> Option<Ho
     let fits = |(tiles, registers): &(HopperTiles, usize)| {
         tiles.shared_bytes <= shared_bytes && *registers <= tiles.consumer_registers
     };
-    let possible = needs.element == 2 && head * value > 0;
+    // A product has at most 256 columns.
+    let possible = needs.element == 2 && head * value > 0 && head.max(value) <= 256;
     // As measured: the widest tiles pay where nothing but the softmax stands between the products.
     let wide = if needs.masked || !plain || head > 64 { 128 } else { 176 };
     let shapes = [(2, wide), (2, 128), (2, 96), (2, 80), (2, 64), (2, 32)];
