@@ -30,11 +30,11 @@ fn numbers_before(log: &str, words: &str) -> Vec<usize> {
     before.filter_map(|text| text.rsplit(|c: char| !c.is_ascii_digit()).next()?.parse().ok()).collect()
 }
 
-/// Bytes that a kernel may keep in local memory. In the one pass of the gradient the warps that multiply have 240 of a
-/// multiprocessor's registers a thread, so that 24 are left for those that walk and copy, who wait for memory most of the
-/// time anyway.
+/// Bytes that a kernel may keep in local memory. In the one pass of the gradient the warps that multiply have 240
+/// registers a thread, so that 24 are left for those that walk and copy, who wait for memory most of the time anyway; and
+/// there is the path for rows that are not finite, which is hardly ever taken. What is allowed is for these two.
 fn spilled_at_most(entry: &str) -> usize {
-    if entry == "attention_backward_hopper" { 128 } else { 0 }
+    if entry == "attention_backward_hopper" { 256 } else { 0 }
 }
 
 /// Compiles a kernel, sees that nothing goes by way of local memory, and gives its registers.

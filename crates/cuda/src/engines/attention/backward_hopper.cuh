@@ -280,7 +280,7 @@ template <bool CHECKED>
 DEVICE void differentiate(const Parameters& p, int b, int h, int query, int key, const float (&scores)[COLUMNS / 8][4],
                           const float (&weights)[COLUMNS / 8][4], float (&slopes)[COLUMNS / 8][4], Bits admitted,
                           const float* log2_sum_exps, const float* deltas,
-                          float (&terms)[at_least_one(TERMS)][COLUMNS / 8][4], Fault& fault) {
+                          TermSums& term_sums, TileTerms& terms, Fault& fault) {
     int g = lane_index() / 4, t = lane_index() % 4;
 #pragma unroll
     for (int j = 0; j < COLUMNS / 8; ++j) {
@@ -303,7 +303,8 @@ DEVICE void differentiate(const Parameters& p, int b, int h, int query, int key,
             if constexpr (SCORED) slope = gradient(p, b, h, q, k, scores[j][e], slope, live, fault, of_pair);
             slopes[j][e] = live ? slope : 0;
 #pragma unroll
-            for (int i = 0; i < TERMS; ++i) terms[i][j][e] = live ? of_pair[i] : 0;
+            for (int i = 0; i < TERMS; ++i) of_pair[i] = live ? of_pair[i] : 0;
+            term_sums.take(of_pair, j, e, terms);
         }
     }
 }
@@ -520,7 +521,8 @@ DEVICE void multiply_and_differentiate(const Parameters& p) {
             begin_slopes(stage);
 
             const float *log2_sum_exps = s.log2_sum_exps + stage * COLUMNS, *deltas = s.deltas + stage * COLUMNS;
-            float weights[COLUMNS / 8][4], terms[at_least_one(TERMS)][COLUMNS / 8][4];
+            float weights[COLUMNS / 8][4];
+            TileTerms terms;
             Left<Element> weights_left[COLUMNS / 16], slopes_left[COLUMNS / 16];
             wait_for_products_but<1>();
             hold(scores);
@@ -534,16 +536,16 @@ DEVICE void multiply_and_differentiate(const Parameters& p) {
             hold(slopes);
             if constexpr (AGAIN) hold(scores);
             if (tile.state == FULL) {
-                differentiate<false>(p, b, h, query, key, scores, weights, slopes, admitted, log2_sum_exps, deltas, terms,
-                                     fault);
+                differentiate<false>(p, b, h, query, key, scores, weights, slopes, admitted, log2_sum_exps, deltas, term_sums,
+                                     terms, fault);
             } else {
-                differentiate<true>(p, b, h, query, key, scores, weights, slopes, admitted, log2_sum_exps, deltas, terms,
-                                    fault);
+                differentiate<true>(p, b, h, query, key, scores, weights, slopes, admitted, log2_sum_exps, deltas, term_sums,
+                                    terms, fault);
             }
             round_left(slopes, slopes_left);
             share_slopes(slopes_left);
             term_sums.add(p, own, b, h, query, terms, count);
-            if constexpr (PAIRS > 0) pass_pairs_on(terms[TERMS - 1]);
+            if constexpr (PAIRS > 0) pass_pairs_on(terms.pairs[TERMS - DIFFERENCE_AT - 1]);
 
             float query_sums[QUERY_BLOCKS][4];
             unsigned long long queries = further(turned_queries, stage * COLUMNS * HEAD * (int)sizeof(Element));
@@ -589,7 +591,8 @@ DEVICE void multiply_and_differentiate(const Parameters& p) {
             const Element *queries = s.query_tiles + stage * COLUMNS * HEAD,
                           *cotangents = s.cotangent_tiles + stage * COLUMNS * VALUE,
                           *slope_tile = s.slope_tiles + count % 2 * KEYS * COLUMNS;
-            float weights[COLUMNS / 8][4], terms[at_least_one(TERMS)][COLUMNS / 8][4];
+            float weights[COLUMNS / 8][4];
+            TileTerms terms;
             Left<Element> weights_left[COLUMNS / 16], slopes_left[COLUMNS / 16];
             Bits admitted = admitted_pairs(p, b, h, query, key, fault);
             begin_scores(stage);
@@ -600,11 +603,11 @@ DEVICE void multiply_and_differentiate(const Parameters& p) {
             weigh<true>(p, b, h, query, key, scale, scores, weights, admitted, s.log2_sum_exps + stage * COLUMNS, fault);
             round_left(weights, weights_left);
             differentiate<true>(p, b, h, query, key, scores, weights, slopes, admitted, s.log2_sum_exps + stage * COLUMNS,
-                                s.deltas + stage * COLUMNS, terms, fault);
+                                s.deltas + stage * COLUMNS, term_sums, terms, fault);
             round_left(slopes, slopes_left);
             share_slopes(slopes_left);
             term_sums.add(p, own, b, h, query, terms, count);
-            if constexpr (PAIRS > 0) pass_pairs_on(terms[TERMS - 1]);
+            if constexpr (PAIRS > 0) pass_pairs_on(terms.pairs[TERMS - DIFFERENCE_AT - 1]);
             // One warp of the group after the other: they share a panel, where the sums come later.
             wait_barrier(&s.barriers->empty_sums, count & 1 ^ 1);
             float* panel = s.sums + group * (16 * (COLUMNS + 1) + 64);

@@ -11,17 +11,14 @@ constexpr int ROW_AT = KEY_SUMS, HEAD_AT = ROW_AT + ROW_SUMS, DIFFERENCE_AT = HE
 constexpr int DIAGONALS = DIFFERENCES + SUMS, ACROSS = COLUMNS + 127, RING = 256;
 constexpr int OF_WARP = COLUMNS + 15, SLOT = COLUMNS + 16;
 
-// Sums the columns of 16 × COLUMNS terms over the rows. Each lane is left with some columns' sums: of column
-// `summed_column(i)` the i-th.
+// Sums columns of terms, of which each lane has those of two rows, over the rows. Each lane is left with some columns'
+// sums: of column `summed_column(i)` the i-th.
 constexpr int LEFT_WITH = COLUMNS / 32;
 DEVICE int summed_column(int i) {
     int g = lane_index() / 4, t = lane_index() % 4;
     return 8 * (g * (LEFT_WITH / 2) + i / 2) + 2 * t + i % 2;
 }
-DEVICE void sum_columns(const float (&term)[COLUMNS / 8][4], float (&sums)[LEFT_WITH]) {
-    float columns[COLUMNS / 4];
-#pragma unroll
-    for (int i = 0; i < COLUMNS / 4; ++i) columns[i] = term[i / 2][i % 2] + term[i / 2][2 + i % 2];
+DEVICE void sum_columns(float (&columns)[COLUMNS / 4]) {
 #pragma unroll
     for (int step = 0; step < 3; ++step) {
         int half = COLUMNS / 8 >> step, lanes = 16 >> step;
@@ -33,9 +30,14 @@ DEVICE void sum_columns(const float (&term)[COLUMNS / 8][4], float (&sums)[LEFT_
             columns[i] = mine + shuffle_xor(other, lanes);
         }
     }
-#pragma unroll
-    for (int i = 0; i < LEFT_WITH; ++i) sums[i] = columns[i];
 }
+
+// A tile's terms, as far as they must be kept apart: those of a column are added up as they come, and so are all of a
+// key or head, which `TermSums` takes.
+struct TileTerms {
+    float columns[at_least_one(ROW_SUMS)][COLUMNS / 4];
+    float pairs[at_least_one(TERMS - DIFFERENCE_AT)][COLUMNS / 8][4];
+};
 
 // Sums 16 × COLUMNS terms along their diagonals to OF_WARP numbers: rows 8 apart are added in registers, what is left
 // goes by way of 8 rows of shared memory. Number u is for column − row = u − 15, or column + row = u where ASCENDING.
@@ -110,43 +112,41 @@ struct TermSums {
         }
     }
 
-    // A tile's terms; before all threads of both warpgroups meet.
-    template <typename O>
-    DEVICE void add(const Parameters& p, const O& own, int b, int h, int query,
-                    const float (&terms)[at_least_one(TERMS)][COLUMNS / 8][4], int count) {
-        int warp = thread / 32;
+    // The terms of element e of block j of this lane's pairs.
+    DEVICE void take(const float (&of_pair)[at_least_one(TERMS)], int j, int e, TileTerms& tile) {
 #pragma unroll
-        for (int i = 0; i < KEY_SUMS; ++i) {
-#pragma unroll
-            for (int j = 0; j < COLUMNS / 2; ++j) by_key[i][j % 4 / 2] += terms[i][j / 4][j % 4];
-        }
+        for (int i = 0; i < KEY_SUMS; ++i) by_key[i][e / 2] += of_pair[i];
 #pragma unroll
         for (int i = 0; i < ROW_SUMS; ++i) {
-            float sums[LEFT_WITH];
-            sum_columns(terms[ROW_AT + i], sums);
-            float* part = parts + ((i * 2 + count % 2) * 8 + warp) * COLUMNS;
-#pragma unroll
-            for (int j = 0; j < LEFT_WITH; ++j) part[summed_column(j)] = sums[j];
+            float& sum = tile.columns[i][2 * j + e % 2];
+            sum = e < 2 ? of_pair[ROW_AT + i] : sum + of_pair[ROW_AT + i];
         }
 #pragma unroll
-        for (int i = 0; i < HEAD_SUMS; ++i) {
-            // By rows first, so that no sum grows much larger than the others.
-            float sum = 0;
+        for (int i = 0; i < HEAD_SUMS; ++i) by_head[i] += of_pair[HEAD_AT + i];
 #pragma unroll
-            for (int j = 0; j < COLUMNS / 2; ++j) sum += terms[HEAD_AT + i][j / 4][j % 4];
-            by_head[i] += sum;
+        for (int i = DIFFERENCE_AT; i < TERMS; ++i) tile.pairs[i - DIFFERENCE_AT][j][e] = of_pair[i];
+    }
+
+    // All of a tile's terms were taken; before all threads of both warpgroups meet.
+    template <typename O>
+    DEVICE void add(const Parameters& p, const O& own, int b, int h, int query, TileTerms& tile, int count) {
+        int warp = thread / 32;
+#pragma unroll
+        for (int i = 0; i < ROW_SUMS; ++i) {
+            sum_columns(tile.columns[i]);
+            float* part = parts + ((i * 2 + count % 2) * 8 + warp) * COLUMNS;
+#pragma unroll
+            for (int j = 0; j < LEFT_WITH; ++j) part[summed_column(j)] = tile.columns[i][j];
         }
         if constexpr (DIAGONALS > 0) {
             retire(p, own, b, h, query);
             float* rows = scratch + warp * (8 * (COLUMNS + 8));
             float* slot = slots + (count % 2 * 8 + warp) * SLOT;
 #pragma unroll
-            for (int i = 0; i < DIFFERENCES; ++i) {
-                sum_diagonals<false>(terms[DIFFERENCE_AT + i], rows, slot + i * 2 * 8 * SLOT);
-            }
+            for (int i = 0; i < DIFFERENCES; ++i) sum_diagonals<false>(tile.pairs[i], rows, slot + i * 2 * 8 * SLOT);
 #pragma unroll
-            for (int i = 0; i < SUMS; ++i) {
-                sum_diagonals<true>(terms[SUM_AT + i], rows, slot + (DIFFERENCES + i) * 2 * 8 * SLOT);
+            for (int i = DIFFERENCES; i < DIAGONALS; ++i) {
+                sum_diagonals<true>(tile.pairs[i], rows, slot + i * 2 * 8 * SLOT);
             }
         }
     }
