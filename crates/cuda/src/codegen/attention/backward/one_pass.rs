@@ -7,12 +7,13 @@ use super::*;
 
 const PANELS: &str = include_str!("../../../engines/attention/panels.cuh");
 const TERM_SUMS: &str = include_str!("../../../engines/attention/terms_hopper.cuh");
+const TURNS_HOPPER: &str = include_str!("../../../engines/attention/turns_hopper.cuh");
 const ONE_PASS: &str = include_str!("../../../engines/attention/backward_hopper.cuh");
 const ROWS: &str = include_str!("../../../engines/attention/rows_hopper.cuh");
 const STORE_PAIRS: &str = include_str!("../../../engines/attention/store_pairs.cuh");
 const STORE_QUERIES: &str = include_str!("../../../engines/attention/store_queries.cuh");
 
-/// Keys of a block, as in `backward_hopper.cuh`.
+/// Keys of a block, as in `turns_hopper.cuh`.
 const KEYS: usize = 128;
 
 /// How the pass sums a term; in the order of its terms.
@@ -221,7 +222,7 @@ impl Gradient<'_, '_> {
             "the gradient of attention of {} in one pass, in tiles of {KEYS} keys and {} queries.",
             attention.dtype, tiles.columns
         );
-        let engine = [FRAGMENTS, TILES, PANELS, TERM_SUMS, ONE_PASS];
+        let engine = [FRAGMENTS, TILES, PANELS, TERM_SUMS, TURNS_HOPPER, ONE_PASS];
         let source = Source::new("attention_backward_hopper", &comment, &parameters, &text, &engine);
         let share = if tiles.columns == 128 { tiles.head } else { tiles.head / 2 };
         let products = wgmma::products(attention.dtype, &[tiles.columns, tiles.head, tiles.value, share]);

@@ -1,0 +1,226 @@
+// The gradient of attention on Hopper's matrix units, in one pass of five products (Dao 2023, algorithm 2; Shah et
+// al. 2024, FlashAttention-3).
+//
+// A block owns KEYS keys of one key head and walks the tiles of COLUMNS queries that see them, the last first. Two
+// warpgroups own 64 keys each: scores are transposed, their rows are keys, so that weights and slopes are left
+// operands of the products that end at keys without leaving registers. Four more warps, with few registers, walk,
+// bring queries, bring their outputs' cotangents, and bring sums of queries' cotangents to memory.
+//
+// The queries' cotangents are sums over blocks. Each block adds its part to a tile in *turn*: after the block before
+// it, in the order of keys, that has a part in this tile. So the order of additions is fixed, and with it every bit.
+// A block's number is a ticket, drawn when it starts: whoever is waited for has a lower one, so has started, and ends.
+// As the blocks of a head start together and walk in the same direction, each soon runs one tile behind the one before
+// it, and nobody waits any more.
+
+constexpr int KEYS = 128, STAGES = 2, GROUP = 128, WALKED = 4;
+constexpr float LOG2_E = 1.4426950408889634f;
+
+struct Barriers {
+    unsigned long long keys, known[STAGES], full[STAGES], empty[STAGES], full_sums, empty_sums, full_pairs, empty_pairs;
+};
+
+// A tile of queries that the block does; −1 after the last.
+struct Tile {
+    int b, h, number, state;
+};
+
+// Which keys a block owns.
+struct Own {
+    int number, tiles, key_batch, key_head, key;
+};
+
+// What a block has in shared memory.
+struct Shared {
+    Element *key_tile, *value_tile, *query_tiles, *cotangent_tiles, *slope_tiles;
+    float *sums, *log2_sum_exps, *deltas, *terms, *pairs;
+    Barriers* barriers;
+    Tile* tiles;  // the last that were walked to
+    Own* own;
+};
+
+DEVICE Shared shared_parts() {
+    Shared s;
+    s.key_tile = (Element*)shared_memory();
+    s.value_tile = s.key_tile + KEYS * HEAD;
+    s.query_tiles = s.value_tile + KEYS * VALUE;
+    s.cotangent_tiles = s.query_tiles + STAGES * COLUMNS * HEAD;
+    s.slope_tiles = s.cotangent_tiles + STAGES * COLUMNS * VALUE;
+    s.sums = (float*)(s.slope_tiles + 2 * KEYS * COLUMNS);
+    s.log2_sum_exps = s.sums + COLUMNS * HEAD;
+    s.deltas = s.log2_sum_exps + STAGES * COLUMNS;
+    s.terms = s.deltas + STAGES * COLUMNS;
+    s.pairs = s.terms + TERM_FLOATS;
+    s.barriers = (Barriers*)(s.pairs + PAIRS * COLUMNS * KEYS);
+    s.tiles = (Tile*)(s.barriers + 1);
+    s.own = (Own*)(s.tiles + WALKED);
+    return s;
+}
+
+// The last tile of queries before `tile` that the mask leaves something of, or −1; for all lanes of a warp.
+DEVICE int tile_before(const Parameters& p, const Own& own, int b, int h, int tile, int& state) {
+    if constexpr (!MASKED) {
+        if (tile > 0) state = tile_state(p, b, h, (long long)(tile - 1) * COLUMNS, COLUMNS, own.key, KEYS);
+        return tile - 1;
+    }
+    for (int from = tile - 1; from >= 0; from -= 32) {
+        int mine = from - lane_index();
+        int found = mine < 0 ? EMPTY : tile_state(p, b, h, (long long)mine * COLUMNS, COLUMNS, own.key, KEYS);
+        unsigned some = ballot(found != EMPTY), full = ballot(found == FULL);
+        if (some == 0) continue;
+        int lane = lowest_bit(some);
+        state = full >> lane & 1 ? FULL : PARTIAL;
+        return from - lane;
+    }
+    return -1;
+}
+
+// The number of the tile of keys whose turn is before this block's at a tile of queries, plus 1; 0 for none.
+DEVICE int turn_before(const Parameters& p, const Own& own, int b, int h, int tile) {
+    if constexpr (!MASKED) return own.number;
+    for (int from = own.number - 1; from >= 0; from -= 32) {
+        int mine = from - lane_index();
+        unsigned some = ballot(mine >= 0 && tile_state(p, b, h, (long long)tile * COLUMNS, COLUMNS,
+                                                       (long long)mine * KEYS, KEYS) != EMPTY);
+        if (some != 0) return from - lowest_bit(some) + 1;
+    }
+    return 0;
+}
+
+// Calls `visit(b, h, tile, state)` for each tile of queries that sees the block's keys.
+template <typename V>
+DEVICE void walk(const Parameters& p, const Own& own, V visit) {
+    int group = (int)p.heads / (int)p.key_heads, tiles = ((int)p.queries + COLUMNS - 1) / COLUMNS;
+    int first = p.key_batch == 1 ? 0 : own.key_batch, last = p.key_batch == 1 ? (int)p.batch - 1 : own.key_batch;
+    for (int b = first; b <= last; ++b) {
+        for (int h = own.key_head * group; h < (own.key_head + 1) * group; ++h) {
+            int state = EMPTY;
+            for (int tile = tile_before(p, own, b, h, tiles, state); tile >= 0;
+                 tile = tile_before(p, own, b, h, tile, state)) {
+                visit(b, h, tile, state);
+            }
+        }
+    }
+}
+
+// After a warp's copies: they are there, for the matrix units too.
+DEVICE void copied(unsigned long long* barrier) {
+    close_copies();
+    wait_for_copies_but<0>();
+    publish_to_matrix_units();
+    sync_warp();
+    if (lane_index() == 0) arrive(barrier);
+}
+
+// Walks: says which tile is next, and brings what belongs to its rows.
+DEVICE void lead(const Parameters& p) {
+    Shared s = shared_parts();
+    const Own own = *s.own;
+    int rows = ((int)p.queries + COLUMNS - 1) / COLUMNS * COLUMNS, count = 0;
+    auto begin = [&](Tile tile) {
+        int stage = count % STAGES;
+        wait_barrier(&s.barriers->empty[stage], (count / STAGES & 1) ^ 1);
+        if (lane_index() == 0) {
+            s.tiles[count % WALKED] = tile;
+            arrive(&s.barriers->known[stage]);
+        }
+        count += 1;
+        return stage;
+    };
+    walk(p, own, [&](int b, int h, int tile, int state) {
+        int stage = begin(Tile{b, h, tile, state});
+        long long row = ((long long)b * (int)p.heads + h) * rows + tile * COLUMNS;
+        for (int i = 4 * lane_index(); i < COLUMNS; i += 4 * 32) {
+            copy_16(s.log2_sum_exps + stage * COLUMNS + i, p.log2_sum_exp + row + i, true);
+            copy_16(s.deltas + stage * COLUMNS + i, p.delta + row + i, true);
+        }
+        copied(&s.barriers->full[stage]);
+    });
+    copied(&s.barriers->full[begin(Tile{0, 0, -1, EMPTY})]);
+}
+
+// Brings the block's keys, then each tile's queries; or its values, then the cotangents of each tile's outputs.
+template <bool OF_QUERIES>
+DEVICE void bring(const Parameters& p) {
+    Shared s = shared_parts();
+    const Own own = *s.own;
+    constexpr int SIZE = OF_QUERIES ? HEAD_SIZE : VALUE_SIZE, PADDED = OF_QUERIES ? HEAD : VALUE;
+    const Element* own_rows =
+        OF_QUERIES ? p.key + own.key_batch * p.key_strides[0] + own.key_head * p.key_strides[1] + own.key * p.key_strides[2]
+                   : p.value + own.key_batch * p.value_strides[0] + own.key_head * p.value_strides[1] +
+                         own.key * p.value_strides[2];
+    load_panels<KEYS, SIZE, PADDED, 32>(OF_QUERIES ? s.key_tile : s.value_tile, own_rows,
+                                        OF_QUERIES ? p.key_strides[2] : p.value_strides[2], (int)p.keys - own.key,
+                                        lane_index());
+    copied(&s.barriers->keys);
+#pragma unroll 1
+    for (int count = 0;; ++count) {
+        int stage = count % STAGES;
+        wait_barrier(&s.barriers->known[stage], count / STAGES & 1);
+        Tile tile = s.tiles[count % WALKED];
+        if (tile.number >= 0) {
+            int query = tile.number * COLUMNS;
+            const Element* rows =
+                OF_QUERIES ? p.query + tile.b * p.query_strides[0] + tile.h * p.query_strides[1] + query * p.query_strides[2]
+                           : p.output_cotangent + tile.b * p.output_cotangent_strides[0] +
+                                 tile.h * p.output_cotangent_strides[1] + query * p.output_cotangent_strides[2];
+            load_panels<COLUMNS, SIZE, PADDED, 32>(
+                (OF_QUERIES ? s.query_tiles : s.cotangent_tiles) + stage * COLUMNS * PADDED, rows,
+                OF_QUERIES ? p.query_strides[2] : p.output_cotangent_strides[2], (int)p.queries - query, lane_index());
+        }
+        copied(&s.barriers->full[stage]);
+        if (tile.number < 0) break;
+    }
+}
+
+// Brings floats of shared memory to memory: stored by the first, added by the others when it is their turn. Says when
+// shared memory is free, and whose turn is next.
+DEVICE void add_in_turn(float* to, const float* from, int bytes, int* turn, int before, int after,
+                        unsigned long long* empty) {
+    if (lane_index() == 0) {
+        if (before == 0) {
+            store_in_bulk(to, from, bytes);
+        } else {
+            wait_for_flag(turn, before);
+            add_in_bulk(to, from, bytes);
+        }
+        wait_for_bulk_reads();
+        arrive(empty);
+        wait_for_bulk();
+        store_release(turn, after);
+    }
+    sync_warp();
+}
+
+// Of the heads that share the elements of a capture that pairs own, how many have their turn before this one: in the
+// order in which blocks take heads.
+DEVICE int heads_before(const Parameters& p, int b, int h) {
+    if constexpr (APART_IN_HEADS) return APART_IN_BATCH ? 0 : b;
+    if constexpr (APART_IN_BATCH) return h;
+    int group = (int)p.heads / (int)p.key_heads;
+    if (p.key_batch != 1) return b * (int)p.heads + h;
+    return h / group * (int)p.batch * group + b * group + h % group;
+}
+
+// Brings each tile's part of the queries' cotangents to memory, and its terms of a capture that pairs own.
+DEVICE void add_sums(const Parameters& p) {
+    Shared s = shared_parts();
+    const Own own = *s.own;
+    int tiles = ((int)p.queries + COLUMNS - 1) / COLUMNS;
+    for (int count = 0;; ++count) {
+        if constexpr (PAIRS > 0) wait_barrier(&s.barriers->full_pairs, count & 1);
+        else wait_barrier(&s.barriers->full_sums, count & 1);
+        Tile tile = s.tiles[count % WALKED];
+        if (tile.number < 0) break;
+        if constexpr (PAIRS > 0) {
+            int slot = (APART_IN_BATCH ? tile.b : 0) * (APART_IN_HEADS ? (int)p.heads : 1) + (APART_IN_HEADS ? tile.h : 0);
+            long long number = ((long long)slot * tiles + tile.number) * own.tiles + own.number;
+            int before = heads_before(p, tile.b, tile.h);
+            add_in_turn(p.pair_sums + number * COLUMNS * KEYS, s.pairs, COLUMNS * KEYS * 4, p.pair_turns + number, before,
+                        before + 1, &s.barriers->empty_pairs);
+            wait_barrier(&s.barriers->full_sums, count & 1);
+        }
+        long long number = ((long long)tile.b * (int)p.heads + tile.h) * tiles + tile.number;
+        add_in_turn(p.query_sums + number * COLUMNS * HEAD, s.sums, COLUMNS * HEAD * 4, p.turns + 1 + number,
+                    turn_before(p, own, tile.b, tile.h, tile.number), own.number + 1, &s.barriers->empty_sums);
+    }
+}
