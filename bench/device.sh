@@ -28,7 +28,8 @@ step() {
 
 nvidia-smi --query-gpu=name,driver_version --format=csv,noheader
 # The tests of what kernels compute; the machine has no project to read golden files from.
-step tests ./kernels attention:: whole_plans:: nests:: scans:: models:: --test-threads 1
+# Compiling takes most of the time, so several at once.
+step tests timeout 400 ./kernels attention:: whole_plans:: nests:: scans:: models:: --test-threads 8
 tail -n 40 "$logs/tests.log"
 # Arrays and whole programs by the public functions.
 step devices ./devices
