@@ -12,7 +12,10 @@ import torch
 from oracle import dense
 from torch import Tensor, nn
 
-from tilewright.torch import and_masks, create_block_mask, flex_attention
+from tilewright import OutOfRangeError
+from tilewright._program import vjp
+from tilewright._scan import Order
+from tilewright.torch import _program, and_masks, create_block_mask, flex_attention
 from tilewright.torch._reads import reads
 
 GLOBAL = 1.0
@@ -204,3 +207,29 @@ def test_the_default_type_of_numbers_counts() -> None:
     finally:
         torch.set_default_dtype(torch.float32)
     assert not torch.equal(narrow, wide)
+
+
+def test_a_program_is_one_line() -> None:
+    """Compilers write an operator's arguments into comments of the code that they generate."""
+    odd = 'folder\\a "name"\nof two\r\nlines.py'
+    scope: dict[str, Any] = {"table": torch.randn(3), "torch": torch}
+    source = """
+def score(s, b, h, i, j):
+    return torch.where(i > j, s + table[i], s - h)
+def mask(b, h, i, j):
+    return i >= j
+def combine(l, r):
+    return l[0] * r[0], r[0] * l[1] + r[1]
+"""
+    exec(compile(source, odd, "exec"), scope)
+    query, key, value = _qkv()
+    text, captures = _program.attention(query, key, value, scope["score"], scope["mask"], 0.5)
+    leaves = [torch.rand(2, 5), torch.rand(2, 5)]
+    order = Order(1)
+    scanned, _ = _program.scan(scope["combine"], leaves, tuple, lambda tree: (list(tree), None), order)
+    for program in (text, scanned, vjp(text, [True, False], [True])):
+        assert len(program.splitlines()) == 1
+    with pytest.raises(OutOfRangeError) as caught:
+        flex_attention(query, key, value, scope["score"])
+    assert f"{odd}:3" in str(caught.value)
+    assert len(captures) == 1

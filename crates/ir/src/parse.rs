@@ -30,7 +30,7 @@ const ELEMENT_LIMIT: usize = 1 << 26;
 /// attribute  = number | "true" | "false" | "[" [ item { "," item } ] "]"
 /// item       = number [ ":" number ]                          (with ":" in `contributions` alone)
 /// type       = dtype "[" [ number { "," number } ] "]"        (f32[] is one element)
-/// origin     = "@" string ":" line ":" column                 (string escapes: \\ \" \n)
+/// origin     = "@" string ":" line ":" column                 (string escapes: \\ \" \n \r)
 /// value      = "%" name or number
 /// element    = decimal | "inf" | "-inf" | "nan" | "true" | "false" | "0x" bits of a float
 /// ```
@@ -480,7 +480,11 @@ fn unescape(quoted: &str) -> String {
     let mut characters = quoted.chars();
     while let Some(c) = characters.next() {
         match c {
-            '\\' => text.extend(characters.next().map(|c| if c == 'n' { '\n' } else { c })),
+            '\\' => text.extend(characters.next().map(|c| match c {
+                'n' => '\n',
+                'r' => '\r',
+                c => c,
+            })),
             _ => text.push(c),
         }
     }

@@ -100,7 +100,10 @@ fn write_attributes(f: &mut Formatter<'_>, op: &Op) -> fmt::Result {
 }
 
 fn write_origin(f: &mut Formatter<'_>, origin: &Origin) -> fmt::Result {
-    let file = origin.file.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n");
+    let escapes = [('\\', "\\\\"), ('"', "\\\""), ('\n', "\\n"), ('\r', "\\r")];
+    let file = escapes
+        .iter()
+        .fold(origin.file.to_string(), |file, (character, escape)| file.replace(*character, escape));
     write!(f, " @ \"{file}\":{}:{}", origin.line, origin.column)
 }
 

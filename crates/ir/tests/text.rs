@@ -109,7 +109,7 @@ fn parameters_may_come_late() {
 
 #[test]
 fn origins_are_printed_on_request() {
-    let origin = Origin { file: "C:\\a \"b\"\n.py".into(), line: 7, column: 0 };
+    let origin = Origin { file: "C:\\a \"b\"\n\r.py".into(), line: 7, column: 0 };
     let mut graph = Graph::new();
     let x = graph.parameter(Type::scalar(DType::F32));
     let y = graph.add1(Op::Unary(Unary::Exp), &[x], Some(origin.clone())).unwrap();
@@ -117,6 +117,7 @@ fn origins_are_printed_on_request() {
     let text = format!("{graph:#}");
     let read = parse(&text).unwrap();
     assert_eq!(read.nodes()[0].origin, Some(origin), "{text}");
+    assert!(text.lines().all(|line| !line.contains('\r')), "{text}");
     assert!(!graph.to_string().contains('@'));
 }
 

@@ -1,6 +1,7 @@
 """Programs: the text of whole operations, with their regions, that the native module compiles.
 
-A program is polymorphic in lengths: ``$n`` stands for the type of input n. Prefixes stand for derivatives, and nest:
+A program is polymorphic in lengths: ``$n`` stands for the type of input n. It is one line, since compilers write an
+operator's arguments into comments of the code that they generate. Prefixes stand for derivatives, and nest:
 
 ``vjp:110:100:graph(…)``
     the cotangents of the inputs that the first flags ask for; its inputs are the program's inputs, its results, and
@@ -29,7 +30,7 @@ def text_of(graph: Region, results: Sequence[Value]) -> str:
     """The text of a whole program with these results."""
     parameters = ", ".join([f"%x{i}: ${i}" for i in range(len(graph.inputs))])
     names = ", ".join([value.name for value in results])
-    return f"graph({parameters}) -> ({names}) {{\n    {graph.body()}\n}}"
+    return f"graph({parameters}) -> ({names}) {{ {graph.body()} }}"
 
 
 def vjp(program: str, wanted: Sequence[bool], present: Sequence[bool]) -> str:
@@ -166,7 +167,7 @@ def capture_parameters(captures: Sequence[Value]) -> list[str]:
 def region_text(label: str, parameters: Sequence[str], region: Region, results: Sequence[Value]) -> str:
     """The text of a region inside an operation."""
     names = ", ".join([value.name for value in results])
-    return f"{label}({', '.join(parameters)}) -> ({names}) {{\n    {region.body()}\n  }}"
+    return f"{label}({', '.join(parameters)}) -> ({names}) {{ {region.body()} }}"
 
 
 def _one_value(region: Region, result: Any, kind: str, what: str) -> Value:

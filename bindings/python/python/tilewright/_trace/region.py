@@ -102,7 +102,8 @@ def user_line() -> str:
 
 @functools.lru_cache(maxsize=4096)
 def _origin(file: str, line: int) -> str:
-    file = file.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+    for character, escaped in (("\\", "\\\\"), ('"', '\\"'), ("\n", "\\n"), ("\r", "\\r")):
+        file = file.replace(character, escaped)
     return f'@ "{file}":{line}:0'
 
 
@@ -117,7 +118,7 @@ def refuse(what: str, instead: str) -> TraceError:
 
 
 class Region:
-    """The text of a region as it is written, line by line, and what it reads from outside.
+    """The text of a region as it is written, statement by statement, and what it reads from outside.
 
     A region with a ``parent`` is a score function, mask or combine: what it captures are values of the parent, listed
     in ``captures`` (which regions of one operation share), and parameters ``%c0``, ``%c1``, … of its own. One without
@@ -129,7 +130,7 @@ class Region:
         self.parent = parent
         self.captures: list[Value] = [] if captures is None else captures
         self.inputs: list[Any] = []
-        self.lines: list[str] = []
+        self.statements: list[str] = []
         self._count = 0
         self._constants: dict[tuple[str, str], Value] = {}
         self._seen: dict[int, Value] = {}
@@ -150,17 +151,17 @@ class Region:
         result = self.fresh(kind, shape)
         names = ", ".join([operand.name for operand in operands])
         typed = f": {written_type(kind, shape)}" if op in _TYPED else ""
-        self.lines.append(f"{result.name}{typed} = {op} {names} {attributes}")
+        self.statements.append(f"{result.name}{typed} = {op} {names} {attributes}")
         return result
 
     def emit_several(
         self, results: Sequence[tuple[str, str, tuple[int, ...]]], op: str, operands: Sequence[Value], attributes: str
     ) -> list[Value]:
         """Writes an operation with several results, given by name, type and shape."""
-        again = f"_{len(self.lines)}" if self.lines else ""
+        again = f"_{len(self.statements)}" if self.statements else ""
         values = [self.library.traced(self, f"%{name}{again}", kind, shape) for name, kind, shape in results]
         names = ", ".join([value.name for value in values])
-        self.lines.append(f"{names} = {op} {', '.join([operand.name for operand in operands])} {attributes}")
+        self.statements.append(f"{names} = {op} {', '.join([operand.name for operand in operands])} {attributes}")
         return values
 
     def constant(self, number: Number, kind: str) -> Value:
@@ -169,7 +170,7 @@ class Region:
         known = self._constants.get((kind, text))
         if known is None:
             known = self.fresh(kind)
-            self.lines.append(f"{known.name}: {kind}[] = constant {text}")
+            self.statements.append(f"{known.name}: {kind}[] = constant {text}")
             self._constants[kind, text] = known
         return known
 
@@ -264,7 +265,7 @@ class Region:
 
     def body(self) -> str:
         """The statements."""
-        return "\n    ".join(self.lines)
+        return " ".join(self.statements)
 
 
 def region_of(*values: Any) -> Region:
