@@ -30,7 +30,9 @@ def folded(
             # From the end, a segment begins before the start of the next one.
             place = t + 1 if reverse else t
             starts = segments[..., place] if place < length else torch.zeros_like(segments[..., 0])
-            state = pytree.tree_map(lambda new, both: torch.where(starts, new, both), x, state)
+            alone = combine(init, x) if exclusive else x
+            before = pytree.tree_map(lambda new, old: torch.where(starts, new, old), init, before) if exclusive else before
+            state = pytree.tree_map(lambda new, both: torch.where(starts, new, both), alone, state)
         outputs[t] = before if exclusive else state
     columns = [pytree.tree_leaves(output) for output in outputs]
     return pytree.tree_unflatten([torch.stack(column, 1) for column in zip(*columns)], structure)
@@ -60,6 +62,9 @@ OPTIONS: dict[str, tuple[bool, bool, Tensor | None]] = {
     "init_and_segments": (True, False, ONE_ROW),
     "init_and_segments_of_each_row": (True, False, EACH_ROW),
     "init_before_a_start": (True, False, torch.ones(7, dtype=torch.bool)),
+    "exclusive_and_segments": (True, True, ONE_ROW),
+    "exclusive_and_segments_of_each_row": (True, True, EACH_ROW),
+    "exclusive_before_a_start": (True, True, torch.ones(7, dtype=torch.bool)),
 }
 
 
@@ -122,12 +127,13 @@ def test_second_derivatives_reach_init() -> None:
     assert torch.autograd.gradgradcheck(function, leaves)
 
 
+@pytest.mark.parametrize("exclusive", [False, True])
 @pytest.mark.parametrize("reverse", [False, True])
-def test_arrays_without_pytorch(reverse: bool) -> None:
+def test_arrays_without_pytorch(reverse: bool, exclusive: bool) -> None:
     xs, init = _inputs(7)
     arrays, start = (pytree.tree_map(lambda x: x.detach().numpy(), tree) for tree in (xs, init))
-    golden = folded(linear, xs, reverse, init, False, EACH_ROW)
-    found = tw.associative_scan(linear, arrays, 1, reverse, init=start, segments=EACH_ROW.numpy())
+    golden = folded(linear, xs, reverse, init, exclusive, EACH_ROW)
+    found = tw.associative_scan(linear, arrays, 1, reverse, init=start, exclusive=exclusive, segments=EACH_ROW.numpy())
     for name in ("a", "b"):
         np.testing.assert_allclose(found[name], golden[name].detach().numpy(), rtol=1e-12)
 
@@ -146,8 +152,6 @@ def test_refusals() -> None:
     add: Callable[..., Any] = torch.add
     with pytest.raises(tw.ArgumentError, match="needs init"):
         associative_scan(add, x, 1, exclusive=True)
-    with pytest.raises(tw.ArgumentError, match="not together with segments"):
-        associative_scan(add, x, 1, exclusive=True, init=torch.zeros(3), segments=ONE_ROW)
     with pytest.raises(tw.ArgumentError, match="init: a tree like xs"):
         associative_scan(add, x, 1, init=(torch.zeros(3),))
     with pytest.raises(tw.ShapeError, match=r"init: leaf 0: \[3\].*\[4\] found"):

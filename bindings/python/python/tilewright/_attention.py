@@ -131,7 +131,8 @@ def associative_scan(
         reverse: whether to run from the end.
         init: a tree of slices that is combined in front of the first position (in reverse, of the last). With
             ``segments`` it enters the segment that the first position goes on with, and is forgotten where one starts.
-        exclusive: whether position t holds the fold of ``init``, which must be given, and the positions before it.
+        exclusive: whether position t holds the fold of ``init``, which must be given, and the positions before it. With
+            ``segments``, those before it in its own segment: each segment starts from ``init``.
         segments: booleans with the extent of the axis, or with as many axes as the leaves up to ``axis`` (1 where all
             positions share them): true where a segment starts, whose fold starts afresh.
 
@@ -155,7 +156,7 @@ def associative_scan(
         if not isinstance(leaf, Value) and not LIBRARY.is_array(leaf):
             raise ArgumentError(f"xs: leaf {i}: an array expected, a {type(leaf).__name__} found")
     along = axis_of(leaves, axis, "axis")
-    check_options(init, exclusive, segments)
+    check_options(init, exclusive)
     start: list[Any] = []
     if init is not None:
         start, found = flatten(init)

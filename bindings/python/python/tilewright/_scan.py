@@ -1,7 +1,7 @@
 """Scans. What one starts from, shifts by and is cut into is expressed in the elements that are scanned:
 
 - ``init`` is combined with the element at the first position; ``exclusive`` scans ``init`` and all elements but the last.
-  Both choose by position, so nothing is concatenated.
+  Both choose by position, so nothing is concatenated. In segments, ``exclusive`` puts ``init`` where each starts.
 - ``segments`` scans pairs (a segment starts here, value), where a right side that starts a segment forgets the left one:
   (f, x) · (g, y) = (f ∨ g, y if g else x · y), which is associative where · is (Blelloch, Prefix sums and their
   applications, 1990).
@@ -51,14 +51,10 @@ def axis_of(leaves: Sequence[Any], axis: int, name: str) -> int:
     return along
 
 
-def check_options(init: Any, exclusive: bool, segments: Any) -> None:
-    """Raises for options that exclude each other."""
+def check_options(init: Any, exclusive: bool) -> None:
+    """Raises for options that lack another."""
     if exclusive and init is None:
         raise ArgumentError("exclusive: needs init, which is the result at the first position")
-    if exclusive and segments is not None:
-        raise ArgumentError(
-            "exclusive: not together with segments: what stands where a segment starts would be nobody's; choose it with where()"
-        )
 
 
 def scan(
@@ -146,6 +142,10 @@ def _started(
     first = length - 1 if order.reverse else 0
     if order.exclusive:
         leaves = [_moved(leaf, order) for leaf in leaves]
+        if flags is not None:
+            leaves = [
+                where(_for_rank(flags, leaf.ndim), arrays.unsqueeze(x, order.axis), leaf) for leaf, x in zip(leaves, init)
+            ]
         start = init
     else:
         elements = [_at(leaf, order.axis, first) for leaf in leaves]

@@ -39,7 +39,8 @@ def associative_scan(
         combine_mode: ``"pointwise"`` or ``"generic"``: accepted for PyTorch's sake, any function works in both.
         init: a tree of slices that is combined in front of the first position (in reverse, of the last). With
             ``segments`` it enters the segment that the first position goes on with, and is forgotten where one starts.
-        exclusive: whether position t holds the fold of ``init``, which must be given, and the positions before it.
+        exclusive: whether position t holds the fold of ``init``, which must be given, and the positions before it. With
+            ``segments``, those before it in its own segment: each segment starts from ``init``.
         segments: booleans with the extent of the axis, or with as many axes as the leaves up to ``dim`` (1 where all
             positions share them): true where a segment starts, whose fold starts afresh.
 
@@ -48,7 +49,7 @@ def associative_scan(
 
     Raises:
         ShapeError, ArgumentError, DTypeError, TraceError: subclasses of ``TilewrightError``: no leaves, extents that
-            differ along ``dim``, ``exclusive`` without ``init`` or with ``segments``, a ``combine_fn`` whose result has
+            differ along ``dim``, ``exclusive`` without ``init``, a ``combine_fn`` whose result has
             another tree, shape or element type than its arguments.
 
     >>> import torch
@@ -64,7 +65,7 @@ def associative_scan(
         if not isinstance(leaf, Tensor):
             raise ArgumentError(f"xs: leaf {i}: a tensor expected, {type(leaf).__name__} found")
     axis = axis_of(leaves, dim, "dim")
-    check_options(init, exclusive, segments)
+    check_options(init, exclusive)
     start = None if init is None else _init(init, structure)
     if leaves[0].shape[axis] == 0:
         return xs
