@@ -9,34 +9,56 @@ type Inputs = (Vec<Array>, Array, Vec<Array>);
 /// Half the distance of the central differences.
 const STEP: f64 = 1e-5;
 
-/// For arrays of the given shapes and the leaf `leaf` of what `f` makes of them, contracted with a random
-/// cotangent: the value, the gradient, the gradient's derivative along a random direction in reverse mode,
-/// and the value's in forward mode. All are compared with the interpreter, in `f64` and `f32`; in `f64` the
-/// derivatives are compared with central differences too.
+/// The lengths that each combine function of the table is tried at.
+pub const LENGTHS: [usize; 8] = [1, 2, 3, 5, 17, 128, 1000, 4097];
+
+/// [`check`] for each of [`LENGTHS`], which is an extent of the shapes, and each of the leaves by itself.
+pub fn check_lengths(
+    name: &str,
+    shapes: fn(usize) -> Vec<Vec<usize>>,
+    f: fn(&[Tensor]) -> Vec<Tensor>,
+    leaves: &[usize],
+) {
+    for length in LENGTHS {
+        let shapes = shapes(length);
+        let shapes: Vec<&[usize]> = shapes.iter().map(Vec::as_slice).collect();
+        for &leaf in leaves {
+            check(&format!("{name}, length {length}, leaf {leaf}"), &shapes, f, leaf);
+        }
+    }
+}
+
+/// For arrays of the given shapes and the leaf `leaf` of what `f` makes of them: the leaf, its derivative along a
+/// random direction in forward mode, the gradient for a random cotangent, and the derivative of that along the
+/// direction in reverse mode; beside these, all that `f` makes. All are compared with the interpreter, in `f64` and
+/// `f32`; in `f64` the derivatives are compared with central differences too.
 pub fn check(name: &str, shapes: &[&[usize]], f: fn(&[Tensor]) -> Vec<Tensor>, leaf: usize) {
     println!("{name}");
     let function = compile(move |(x, c, t): (Vec<Tensor>, Tensor, Vec<Tensor>)| {
         let loss = |x: &Vec<Tensor>| (f(x)[leaf] * c).sum(..);
-        let (value, gradient) = value_and_grad(loss)(&x);
         let along =
             |x: &Vec<Tensor>| grad(loss)(x).iter().zip(&t).map(|(g, t)| (g * t).sum(..)).sum::<Tensor>();
-        (value, gradient, grad(along)(&x), jvp(loss, &x, &t).1)
+        let (value, forward) = jvp(|x: &Vec<Tensor>| f(x)[leaf], &x, &t);
+        (value, grad(loss)(&x), grad(along)(&x), forward)
     });
-    let shape = compile(move |x: Vec<Tensor>| f(&x)[leaf]);
+    let whole = compile(move |x: Vec<Tensor>| f(&x));
 
     let x: Vec<Array> = shapes.iter().zip(1..).map(|(shape, seed)| random(shape, seed)).collect();
     let t: Vec<Array> = shapes.iter().zip(101..).map(|(shape, seed)| random(shape, seed)).collect();
-    let result = shape.call(&x).unwrap_or_else(|error| panic!("{error}"));
-    let inputs: Inputs = (x, random(result.shape(), 201), t);
+    agrees(&whole, &x, 1e-9);
+    let shape = whole.call(&x).unwrap()[leaf].shape().to_vec();
+    let inputs: Inputs = (x, random(&shape, 201), t);
     agrees(&function, &inputs, 1e-9);
     slopes(name, &inputs, |inputs| {
         let (value, gradient, second, forward) = function.call(inputs).unwrap();
-        let number = |x: Array| x.item::<f64>().unwrap();
-        (number(value), flat(&gradient), flat(&second), number(forward))
+        let contracted =
+            |x: Array| to_f64s(&x).iter().zip(to_f64s(&inputs.1)).map(|(x, c)| x * c).sum::<f64>();
+        (contracted(value), flat(&gradient), flat(&second), contracted(forward))
     });
 
     let narrow = |seed: u64| shapes.iter().zip(seed..).map(|(shape, seed)| random_f32(shape, seed)).collect();
-    let inputs: Inputs = (narrow(1), random_f32(result.shape(), 201), narrow(101));
+    let inputs: Inputs = (narrow(1), random_f32(&shape, 201), narrow(101));
+    agrees(&whole, &inputs.0, 2e-4);
     agrees(&function, &inputs, 2e-4);
 }
 
