@@ -65,6 +65,54 @@ fn gradients_are_two_kernels() {
     }
 }
 
+/// Backwards, along any axis and for inputs of any strides: nothing is copied first. A leaf that nobody asks for is
+/// neither written nor, where the others do not need it, read.
+#[test]
+fn nothing_is_moved_and_dead_leaves_are_left_alone() {
+    for (axis, reverse) in [(0, false), (0, true), (1, false), (-1, true)] {
+        let states = compile(move |(a, b): Pair<Tensor>| {
+            let scan = associative_scan((a, b), axis, |l, r| (l.0 * r.0, r.0 * l.1 + r.1));
+            if reverse { scan.reverse().call().1 } else { scan.call().1 }
+        });
+        let sums = compile(move |(a, b): Pair<Tensor>| {
+            let scan = associative_scan((a, b), axis, |l, r| (l.0 * r.0, l.1 + r.1));
+            if reverse { scan.reverse().call().1 } else { scan.call().1 }
+        });
+        let b = random(&[33, 80], 2).transpose().flip(0).unwrap();
+        let inputs = (random(&[80, 33], 1), b);
+        agrees(&states, &inputs, 1e-12);
+        agrees(&sums, &inputs, 1e-12);
+        for (program, read) in [(states.program(&inputs).unwrap(), 2), (sums.program(&inputs).unwrap(), 1)] {
+            let [kernel] = &program.plan.kernels[..] else { panic!("{:?}", kernels(&program)) };
+            let mut buffers: Vec<_> = kernel.reads().into_iter().map(|view| view.buffer).collect();
+            buffers.sort();
+            buffers.dedup();
+            assert_eq!((buffers.len(), kernel.writes().len()), (read, 1), "{kernel}");
+            assert_eq!(program.plan.arena_bytes, 0);
+        }
+    }
+}
+
+/// Of a recurrence's states and gradients, and of the gradients alone: results and what lies between kernels.
+#[test]
+fn forward_and_backward_take_less_than_four_arrays() {
+    for (shape, axis) in [([512, 512], 1), ([8, 32_768], 1), ([1, 262_144], 1), ([512, 512], 0)] {
+        let inputs = ((random_f32(&shape, 1), random_f32(&shape, 2)), random_f32(&shape, 3));
+        let both = compile(move |(x, cotangent): (Pair<Tensor>, Tensor)| {
+            let (states, pull) = vjp(|(a, b): &Pair<Tensor>| linear_recurrence(a, b, axis), &x);
+            (states, pull(&cotangent))
+        });
+        let array = 4 * shape[0] * shape[1];
+        for (program, results) in [
+            (both.program(&inputs).unwrap(), 3 * array),
+            (compile(pull(axis)).program(&inputs).unwrap(), 2 * array),
+        ] {
+            assert_eq!(program.outputs().iter().map(|ty| ty.bytes()).sum::<usize>(), results);
+            assert!(program.plan.arena_bytes + results < 4 * array, "{}", program.plan.arena_bytes);
+        }
+    }
+}
+
 /// Of 8 MB and more, results go past the caches, wherever they start.
 #[test]
 fn large_results() {
