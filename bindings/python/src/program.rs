@@ -65,10 +65,11 @@ impl Runnable {
     /// The program for the GPU of this number, compiled at its first use.
     ///
     /// # Errors
-    /// `DeviceUnavailable`, and a read out of range that an earlier run met.
+    /// `DeviceUnavailable`, `Fork`, and a read out of range that an earlier run met.
     pub fn on_gpu(&self, number: usize) -> Result<Arc<Executable>> {
         let mut on_gpus = self.on_gpus.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some((_, known)) = on_gpus.iter().find(|(of, _)| *of == number) {
+            known.device().check_process()?;
             return known.take_fault().map_or_else(|| Ok(known.clone()), Err);
         }
         let executable = self.program.on_gpu(number)?;

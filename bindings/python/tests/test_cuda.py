@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -128,6 +129,27 @@ def test_a_read_out_of_range_is_raised_when_waited_for() -> None:
         synchronize()
     synchronize()
     torch.testing.assert_close(flex_attention(q, k, v), dense(q.float(), k.float(), v.float())[0].bfloat16(), rtol=2e-2, atol=2e-2)
+
+
+def test_a_fork_is_told_so_and_computes_on_the_cpu() -> None:
+    q, k, v = _qkv(grad=False)
+    bias = torch.zeros(4, 511, device="cuda")
+    flex_attention(q, k, v)
+    on_cpu = torch.randn(1, 1, 4, 4)
+    child = os.fork()
+    if child == 0:
+        right = False
+        try:
+            torch.set_num_threads(1)
+            # A program that ran before, and one that is new.
+            for score in (None, _biased(bias, 256)):
+                with pytest.raises(tilewright.ForkError, match="spawn"):
+                    flex_attention(q, k, v, score)
+            right = bool(flex_attention(on_cpu, on_cpu, on_cpu).isfinite().all())
+        finally:
+            os._exit(0 if right else 1)
+    assert os.waitpid(child, 0)[1] == 0
+    flex_attention(q, k, v)
 
 
 def test_numbers_on_the_cpu() -> None:

@@ -119,6 +119,16 @@ pub enum ErrorKind {
         /// What is needed.
         required: String,
     },
+    /// A device was opened before the process forked: the child's part of it is void.
+    #[error("{device} was opened by process {opened_by}, of which process {found} is a fork")]
+    Fork {
+        /// The device.
+        device: String,
+        /// The process that may use it.
+        opened_by: u32,
+        /// The process that asks.
+        found: u32,
+    },
     /// A file could not be read or written.
     #[error("{path}: {message}")]
     File {
@@ -149,6 +159,7 @@ impl ErrorKind {
             ErrorKind::Argument { .. } => "argument",
             ErrorKind::OutOfMemory { .. } => "out_of_memory",
             ErrorKind::DeviceUnavailable { .. } => "device_unavailable",
+            ErrorKind::Fork { .. } => "fork",
             ErrorKind::File { .. } => "file",
         }
     }

@@ -63,6 +63,12 @@ class DeviceUnavailableError(TilewrightError, RuntimeError):
     code = "device_unavailable"
 
 
+class ForkError(TilewrightError, RuntimeError):
+    """A GPU that was used before the process forked: start such processes by ``spawn``."""
+
+    code = "fork"
+
+
 class InternalError(TilewrightError, RuntimeError):
     """A fault of the compiler: please report it."""
 
@@ -80,6 +86,7 @@ _CLASSES: dict[str, type[TilewrightError]] = {
     "argument": ArgumentError,
     "out_of_memory": OutOfMemoryError,
     "device_unavailable": DeviceUnavailableError,
+    "fork": ForkError,
 }
 
 

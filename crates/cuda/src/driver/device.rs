@@ -1,7 +1,8 @@
 //! A GPU: its context, the stream that everything runs on, and what is kept for as long as it is open.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::process;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 
 use cudarc::driver::result::{self, DriverError};
 use cudarc::driver::sys;
@@ -99,6 +100,20 @@ pub(super) fn unavailable(found: impl Into<String>, required: &str) -> Error {
     })
 }
 
+/// That the process is the one that opened the driver: what a fork of it inherits of the driver is void, for good.
+///
+/// # Errors
+/// [`ErrorKind::Fork`].
+fn check_process() -> Result<()> {
+    static OPENED_BY: OnceLock<u32> = OnceLock::new();
+    let (opened_by, found) = (*OPENED_BY.get_or_init(process::id), process::id());
+    if opened_by == found {
+        return Ok(());
+    }
+    let error = Error::new(ErrorKind::Fork { device: "CUDA".into(), opened_by, found });
+    Err(error.help("start processes that use the device by `spawn`, or compute on the CPU in this one"))
+}
+
 /// A lock that a panic elsewhere does not spoil: what it guards is whole between any two calls.
 pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
@@ -129,6 +144,7 @@ impl Device {
         if !unsafe { sys::is_culib_present() } {
             return Err(unavailable("no libcuda on the library path", "NVIDIA's driver"));
         }
+        check_process()?;
         result::init().map_err(failed)?;
         let count = result::device::get_count().map_err(failed)?;
         if number >= count as usize {
@@ -175,7 +191,11 @@ impl Device {
     }
 
     /// Makes the context the calling thread's for as long as the result lives.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Fork`] in a fork of the process that opened the device.
     pub(super) fn enter(&self) -> Result<Entered> {
+        self.check_process()?;
         let before = result::ctx::get_current().map_err(failed)?;
         if before == Some(self.context) {
             return Ok(Entered { before: None });
@@ -183,6 +203,14 @@ impl Device {
         // SAFETY: retained for as long as this lives.
         unsafe { result::ctx::set_current(self.context) }.map_err(failed)?;
         Ok(Entered { before: Some(before.unwrap_or(std::ptr::null_mut())) })
+    }
+
+    /// That this process may use it.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Fork`] in a fork of the process that opened the device.
+    pub fn check_process(&self) -> Result<()> {
+        check_process()
     }
 
     /// The device's own stream.
