@@ -12,7 +12,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
-#include <set>
+#include <memory>
 #include <string>
 #include <utility>
 #include <vector>
@@ -34,7 +34,7 @@ struct Place {
 struct Thread {
     ucontext_t begin;
     Place place;
-    std::vector<char> stack;
+    std::unique_ptr<char[]> stack;
     bool begun = false, done = false;
 };
 
@@ -44,9 +44,30 @@ struct Group {
     std::vector<int> waiting;
 };
 
+// Threads that can go on: a bit for each.
+struct Ready {
+    unsigned long long words[16] = {};
+
+    void insert(int thread) { words[thread / 64] |= 1ull << thread % 64; }
+    void insert(const std::vector<int>& threads) {
+        for (int thread : threads) insert(thread);
+    }
+    // Takes the first or the last of them; -1 if there is none.
+    int take(bool last) {
+        for (int i = 0; i < 16; ++i) {
+            unsigned long long& word = words[last ? 15 - i : i];
+            if (word == 0) continue;
+            int bit = last ? 63 - __builtin_clzll(word) : __builtin_ctzll(word);
+            word &= ~(1ull << bit);
+            return (int)(&word - words) * 64 + bit;
+        }
+        return -1;
+    }
+};
+
 struct Block {
     std::vector<Thread> threads;
-    std::set<int> ready;
+    Ready ready;
     std::vector<int> idle;  // waiting for another thread to change something
     bool last_first = false;
     Group all;
@@ -93,7 +114,7 @@ void meet(Group& group, F work) {
     }
     work();
     group.arrived = 0;
-    block.ready.insert(group.waiting.begin(), group.waiting.end());
+    block.ready.insert(group.waiting);
     group.waiting.clear();
 }
 
@@ -105,7 +126,7 @@ inline void meet_of(Group& group, int size, bool waits) {
     bool last = group.arrived == size;
     if (last) {
         group.arrived = 0;
-        block.ready.insert(group.waiting.begin(), group.waiting.end());
+        block.ready.insert(group.waiting);
         group.waiting.clear();
     } else if (waits) {
         group.waiting.push_back(me);
@@ -120,7 +141,7 @@ inline void wait_a_while() {
 }
 // Something was changed that others may wait for.
 inline void progress() {
-    block.ready.insert(block.idle.begin(), block.idle.end());
+    block.ready.insert(block.idle);
     block.idle.clear();
 }
 
@@ -145,25 +166,20 @@ inline void run_block(void (*kernel)(const void*), const void* parameters, long 
     block.warpgroups.assign((threads + 127) / 128, Group{128});
     block.named.assign(16, Group{});
     block.turns.assign(8, Group{});
-    block.ready.clear();
+    block.ready = Ready{};
     block.idle.clear();
     for (int i = threads - 1; i >= 0; --i) {
         Thread& thread = block.threads[i];
         thread.begun = thread.done = false;
-        thread.stack.resize(STACK);
+        if (!thread.stack) thread.stack.reset(new char[STACK]);
         getcontext(&thread.begin);
-        thread.begin.uc_stack.ss_sp = thread.stack.data();
+        thread.begin.uc_stack.ss_sp = thread.stack.get();
         thread.begin.uc_stack.ss_size = STACK;
         thread.begin.uc_link = nullptr;
         makecontext(&thread.begin, enter, 0);
         block.ready.insert(i);
     }
-    while (!block.ready.empty()) {
-        auto next = block.last_first ? std::prev(block.ready.end()) : block.ready.begin();
-        block.current = *next;
-        block.ready.erase(next);
-        resume(block.threads[block.current]);
-    }
+    while ((block.current = block.ready.take(block.last_first)) >= 0) resume(block.threads[block.current]);
     for (int i = 0; i < threads; ++i) {
         if (block.threads[i].done) continue;
         fprintf(stderr, "emulator: block %lld, thread %d\n", index, i);
