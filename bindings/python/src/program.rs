@@ -4,8 +4,8 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use tilewright::pipeline::{self, Executable, Layout, Program, Stream};
-use tilewright_autodiff::reverse;
-use tilewright_ir::{Error, Graph, Result, Type, Value, parse};
+use tilewright_autodiff::{batch, forward, reverse};
+use tilewright_ir::{Error, Graph, Op, Result, Type, Value, parse};
 use tilewright_plan::attention::{Attention, AttentionShape};
 use tilewright_plan::{Kernel, Plan};
 
@@ -154,8 +154,9 @@ fn compile(program: &str, inputs: Vec<Form>) -> Result<Runnable> {
     Ok(Runnable { inputs, program, results, small, on_gpus: Mutex::default() })
 }
 
-/// The graph of a program for inputs of these types: a text with `$n` for the type of input n, or a derivative of one,
-/// `vjp:<wanted>:<present>:<program>` or `grad:<wanted>:<result>:<program>`, as `tilewright/_program.py` has it.
+/// The graph of a program for inputs of these types: a text with `$n` for the type of input n, or a transformation of one
+/// by a prefix, as `tilewright/_program.py` has them: two fields between colons, of which the first has a flag for each
+/// input of the program within.
 fn graph_of(program: &str, types: &[Type]) -> Result<Graph> {
     if program.starts_with("graph") {
         return parse(&with_types(program, types)?);
@@ -164,8 +165,13 @@ fn graph_of(program: &str, types: &[Type]) -> Result<Graph> {
     let parts: Vec<&str> = program.splitn(4, ':').collect();
     let &[prefix, wanted, argument, inner] = parts.as_slice() else { return Err(malformed()) };
     let wanted = flags(wanted);
-    let graph = graph_of(inner, types.get(..wanted.len()).ok_or_else(malformed)?)?;
+    let inputs = types.get(..wanted.len()).ok_or_else(malformed)?;
+    if prefix == "vmap" {
+        return vectorised(inner, inputs, &wanted);
+    }
+    let graph = graph_of(inner, inputs)?;
     match prefix {
+        "jvp" => tangents(graph, &wanted, &flags(argument)),
         "vjp" => derivative(&graph, &wanted, &flags(argument)),
         "grad" => with_gradients(graph, &wanted, argument.parse().map_err(|_| malformed())?),
         _ => Err(malformed()),
@@ -196,6 +202,56 @@ fn derivative(graph: &Graph, wanted: &[bool], present: &[bool]) -> Result<Graph>
     substitute(&whole, &results, &saved)
 }
 
+/// The forward derivative of a graph: from its parameters and the tangents of the flagged ones to the tangents of the
+/// wanted results.
+fn tangents(mut graph: Graph, given: &[bool], wanted: &[bool]) -> Result<Graph> {
+    let inputs: Vec<Value> = graph.parameters().to_vec();
+    let moved = inputs.iter().zip(given).filter(|(_, flag)| **flag);
+    let pairs: Vec<(Value, Value)> =
+        moved.map(|(&input, _)| (input, graph.parameter(graph.ty(input).clone()))).collect();
+    let wanted = graph.results().iter().zip(wanted).filter(|(_, flag)| **flag);
+    let outputs: Vec<Value> = wanted.map(|(&output, _)| output).collect();
+    let found = forward(&mut graph, &pairs, &outputs)?;
+    let results = outputs.iter().zip(found).map(|(&output, tangent)| match tangent {
+        Some(tangent) => Ok(tangent),
+        None => zeros(&mut graph, output),
+    });
+    let results = results.collect::<Result<_>>()?;
+    graph.set_results(results);
+    Ok(graph)
+}
+
+/// A program at each position of the leading axis that its flagged inputs have, and all of its results.
+fn vectorised(program: &str, types: &[Type], batched: &[bool]) -> Result<Graph> {
+    let mut extents =
+        types.iter().zip(batched).filter(|(_, flag)| **flag).map(|(ty, _)| ty.shape.first().copied());
+    let leading =
+        extents.next().flatten().ok_or_else(|| Error::argument("vmap", "an axis to map over expected"))?;
+    if let Some(other) = extents.find(|extent| *extent != Some(leading)) {
+        return Err(Error::shape("vmap", leading, other.unwrap_or_default()));
+    }
+    let within = |(ty, &flag): (&Type, &bool)| match flag {
+        true => Type::new(ty.dtype, ty.shape[1..].to_vec()),
+        false => ty.clone(),
+    };
+    let inner = graph_of(program, &types.iter().zip(batched).map(within).collect::<Vec<Type>>())?;
+    let mut whole = Graph::new();
+    let arguments: Vec<(Value, bool)> =
+        types.iter().zip(batched).map(|(ty, &flag)| (whole.parameter(ty.clone()), flag)).collect();
+    let results = batch(&mut whole, &inner, &[leading], &arguments)?;
+    let everywhere = |(value, has_axis): (Value, bool)| {
+        if has_axis {
+            return Ok(value);
+        }
+        let shape = [&[leading], whole.ty(value).shape.as_slice()].concat();
+        let axes = (1..shape.len()).collect();
+        whole.add1(Op::Broadcast { shape, axes }, &[value], None)
+    };
+    let results = results.into_iter().map(everywhere).collect::<Result<_>>()?;
+    whole.set_results(results);
+    Ok(whole)
+}
+
 /// A graph with the gradients of one of its results, one number, as further results.
 fn with_gradients(mut graph: Graph, wanted: &[bool], result: usize) -> Result<Graph> {
     let found = graph.results().len();
@@ -221,15 +277,16 @@ fn gradients(
 ) -> Result<Vec<Value>> {
     let targets: Vec<Value> = inputs.iter().zip(wanted).filter(|(_, flag)| **flag).map(|(&x, _)| x).collect();
     let found = reverse(graph, seeds, &targets)?;
-    let zeros = |graph: &mut Graph, target: Value| {
-        let ty = graph.ty(target).clone();
-        graph.splat(&ty, 0.0)
-    };
     targets
         .iter()
         .zip(found)
         .map(|(&target, gradient)| gradient.map_or_else(|| zeros(graph, target), Ok))
         .collect()
+}
+
+fn zeros(graph: &mut Graph, like: Value) -> Result<Value> {
+    let ty = graph.ty(like).clone();
+    graph.splat(&ty, 0.0)
 }
 
 /// The graph with each value of `old` read as the one of `new` at its place.

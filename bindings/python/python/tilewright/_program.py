@@ -1,13 +1,18 @@
 """Programs: the text of whole operations, with their regions, that the native module compiles.
 
 A program is polymorphic in lengths: ``$n`` stands for the type of input n. It is one line, since compilers write an
-operator's arguments into comments of the code that they generate. Prefixes stand for derivatives, and nest:
+operator's arguments into comments of the code that they generate. Prefixes stand for transformations, and nest:
 
 ``vjp:110:100:graph(…)``
     the cotangents of the inputs that the first flags ask for; its inputs are the program's inputs, its results, and
     those cotangents of the results that the second flags say are there.
 ``grad:110:0:graph(…)``
     the program's results, then the gradients of its result 0, one number, with respect to the flagged inputs.
+``jvp:110:100:graph(…)``
+    the tangents of the results that the second flags ask for; its inputs are the program's inputs, and the tangents of
+    those that the first flags say have one.
+``vmap:110::graph(…)``
+    the results at each position of a leading axis, which the flagged inputs have and all of the results get.
 """
 
 from __future__ import annotations
@@ -41,6 +46,16 @@ def vjp(program: str, wanted: Sequence[bool], present: Sequence[bool]) -> str:
 def grad(program: str, wanted: Sequence[bool], result: int) -> str:
     """The program of the results, and of one result's gradients with respect to the wanted inputs."""
     return f"grad:{_flags(wanted)}:{result}:{program}"
+
+
+def jvp(program: str, given: Sequence[bool], wanted: Sequence[bool]) -> str:
+    """The program of the wanted results' tangents, given the tangents of some inputs."""
+    return f"jvp:{_flags(given)}:{_flags(wanted)}:{program}"
+
+
+def vmap(program: str, batched: Sequence[bool]) -> str:
+    """The program over a leading axis of the flagged inputs."""
+    return f"vmap:{_flags(batched)}::{program}"
 
 
 def _flags(flags: Sequence[bool]) -> str:

@@ -1,6 +1,6 @@
 """The one PyTorch operator, ``tilewright::call``: it runs a program on tensors.
 
-Its derivative is the same operator with the program's derivative, so gradients of every order, ``torch.compile``,
+Its derivatives are the same operator with the program's derivatives, so gradients of every order, ``torch.compile``,
 ``torch.func``, checkpointing and export come from one registration.
 """
 
@@ -12,11 +12,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch._C._functorch import maybe_current_level
 
 from tilewright import _native
 from tilewright._errors import DeviceUnavailableError
-from tilewright._program import vjp
+from tilewright._program import jvp, vjp, vmap
 from tilewright.torch import _program
 
 _NAME = "tilewright::call"
@@ -106,10 +107,30 @@ class _TransformedCall(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         _save(ctx, inputs[1:], inputs[0], output)
+        ctx.save_for_forward(*inputs[1:])
+        ctx.floats = [x.is_floating_point() for x in output]
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
         return _Call.backward(ctx, *cotangents)
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Tensor | None) -> tuple[Tensor | None, ...]:
+        inputs, along = ctx.saved_tensors[: ctx.count], tangents[1:]
+        given = [t is not None and x.is_floating_point() for x, t in zip(inputs, along)]
+        moved = [t for t, flag in zip(along, given) if flag and t is not None]
+        results = iter(call([*inputs, *moved], jvp(ctx.program, given, ctx.floats)))
+        return tuple([next(results) if flag else None for flag in ctx.floats])
+
+    @staticmethod
+    def vmap(
+        info: Any, in_dims: tuple[int | None, ...], *arguments: Any
+    ) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
+        program, *tensors = arguments
+        batched = [axis is not None for axis in in_dims[1:]]
+        inputs = [x if axis is None else x.movedim(axis, 0) for x, axis in zip(tensors, in_dims[1:])]
+        results = tuple(call(inputs, vmap(program, batched)))
+        return results, (0,) * len(results)
 
 
 _PLAIN = (Tensor, torch.nn.Parameter)
@@ -139,8 +160,11 @@ def _check_devices(inputs: list[Tensor]) -> None:
 
 def call(inputs: list[Tensor], program: str) -> list[Tensor]:
     """Runs a program on tensors and gives its results, differentiable."""
+    results: tuple[Tensor, ...]
+    if maybe_current_level() is not None or forward_ad._current_level >= 0:
+        results = _TransformedCall.apply(program, *inputs)
+        return list(results)
     if torch.is_grad_enabled() and any([x.requires_grad for x in inputs]):
-        function = _Call if maybe_current_level() is None else _TransformedCall
-        results: tuple[Tensor, ...] = function.apply(program, *inputs)
+        results = _Call.apply(program, *inputs)
         return list(results)
     return _run(inputs, program)

@@ -128,10 +128,19 @@ _RESULTS = re.compile(r"-> \(([^)]*)\) \{")
 
 
 def result_shapes(program: str, inputs: Sequence[Tensor]) -> list[tuple[torch.dtype, tuple[int, ...]]]:
-    """The types and shapes of what a call's program, or a derivative of one, gives for such inputs."""
+    """The types and shapes of what a call's program, or a transformation of one, gives for such inputs."""
     if program.startswith("vjp:"):
         wanted = program.split(":", 3)[1]
         return [(x.dtype, tuple(x.shape)) for x, flag in zip(inputs, wanted) if flag == "1"]
+    if program.startswith("jvp:"):
+        _, given, wanted, inner = program.split(":", 3)
+        results = result_shapes(inner, inputs[: len(given)])
+        return [result for result, flag in zip(results, wanted) if flag == "1"]
+    if program.startswith("vmap:"):
+        _, batched, _, inner = program.split(":", 3)
+        parts = [x.new_empty(x.shape[1:]) if flag == "1" else x for x, flag in zip(inputs, batched)]
+        extent = inputs[batched.index("1")].shape[0]
+        return [(dtype, (extent, *shape)) for dtype, shape in result_shapes(inner, parts)]
     header = _RESULTS.search(program)
     assert header is not None
     return [_result_shape(name.strip(" %"), inputs) for name in header[1].split(",")]
