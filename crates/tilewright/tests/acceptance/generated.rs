@@ -134,3 +134,13 @@ fn scans() {
         check(&format!("scan {seed}"), graph, &inputs);
     }
 }
+
+#[test]
+fn second_derivatives_of_scans() {
+    for seed in 0..cases() / 2 {
+        let (graph, inputs) = random_scan(seed);
+        let (graph, inputs) = with_gradients(graph, inputs, seed);
+        let (graph, inputs) = with_gradients(graph, inputs, seed + 1);
+        check(&format!("scan {seed}, twice"), graph, &inputs);
+    }
+}
