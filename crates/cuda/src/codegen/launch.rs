@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use tilewright_ir::{Error, ErrorKind, Result};
-use tilewright_plan::{Kernel, Plan};
+use tilewright_plan::{Buffer, Kernel, Plan};
 
 use super::matmul::Product;
 use super::parameters::{Argument, Parameters};
@@ -158,6 +158,8 @@ pub(super) fn unsupported(what: &str) -> Error {
 pub(super) struct Lowering<'a> {
     pub program: Program,
     pub target: Target,
+    /// The plan's buffers.
+    pub buffers: &'a [Buffer],
     /// The maps that the plan's kernels make, with the place of each in scratch memory.
     pub block_maps: Vec<Option<(&'a tilewright_plan::BlockMap, usize)>>,
     /// Which of the plan's kernels is lowered.
@@ -173,6 +175,7 @@ impl<'a> Lowering<'a> {
         let mut lowering = Lowering {
             program: Program::default(),
             target,
+            buffers: &plan.buffers,
             block_maps: vec![None; plan.block_maps],
             kernel: 0,
             kept: 0,

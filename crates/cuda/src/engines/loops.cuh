@@ -1,35 +1,91 @@
 // What the threads of a loop nest do together, and how they read and write runs of elements.
 
-template <typename T, int N>
+DEVICE unsigned bits_of(unsigned char x) { return x; }
+DEVICE unsigned bits_of(bfloat16 x) { return x.bits; }
+DEVICE unsigned bits_of(float16 x) { return x.bits; }
+DEVICE unsigned bits_of(int x) { return x; }
+DEVICE unsigned bits_of(float x) { return bits_of_float(x); }
+DEVICE void of_bits(unsigned char& x, unsigned bits) { x = (unsigned char)bits; }
+DEVICE void of_bits(bfloat16& x, unsigned bits) { x.bits = (unsigned short)bits; }
+DEVICE void of_bits(float16& x, unsigned bits) { x.bits = (unsigned short)bits; }
+DEVICE void of_bits(int& x, unsigned bits) { x = (int)bits; }
+DEVICE void of_bits(float& x, unsigned bits) { x = float_of_bits(bits); }
+
+// A run as it lies in memory: in words, since small elements by themselves are read and written one by one.
+template <typename T, int N, bool IN_WORDS = sizeof(T) <= 4 && sizeof(T) * N % 4 == 0>
 struct alignas(sizeof(T) * N) Pack {
     T element[N];
+    DEVICE void to(T (&run)[N]) const {
+#pragma unroll
+        for (int j = 0; j < N; ++j) run[j] = element[j];
+    }
+    static DEVICE void store(const T (&run)[N], T* first) {
+        Pack pack;
+#pragma unroll
+        for (int j = 0; j < N; ++j) pack.element[j] = run[j];
+        *(Pack*)first = pack;
+    }
+};
+template <typename T, int N>
+struct alignas(sizeof(T) * N) Pack<T, N, true> {
+    static constexpr int EACH = 4 / sizeof(T), BITS = 8 * sizeof(T);
+    unsigned word[N / EACH];
+    DEVICE void to(T (&run)[N]) const {
+#pragma unroll
+        for (int j = 0; j < N; ++j) of_bits(run[j], word[j / EACH] >> j % EACH * BITS);
+    }
+    static DEVICE void store(const T (&run)[N], T* first) {
+        unsigned word[N / EACH];
+#pragma unroll
+        for (int i = 0; i < N / EACH; ++i) {
+            word[i] = 0;
+#pragma unroll
+            for (int j = 0; j < EACH; ++j) word[i] |= bits_of(run[i * EACH + j]) << j * BITS;
+        }
+        store_words(first, word);
+    }
 };
 
-// Elements that are `stride` apart, in one access where they lie side by side; those beyond `count` repeat the last.
+// Whether a run may be read or written in one access.
+template <int N, typename T>
+DEVICE bool is_aligned(const T* first) {
+    return (unsigned long long)first % (sizeof(T) * N) == 0;
+}
+
+// One element, for each of a run.
 template <typename T, int N>
-DEVICE void load_run(T (&run)[N], const T* first, long long stride, int count) {
-    if constexpr (N > 1) {
-        if (stride == 1 && count == N && (unsigned long long)first % (sizeof(T) * N) == 0) {
-            Pack<T, N> pack = *(const Pack<T, N>*)first;
+DEVICE void load_same(T (&run)[N], const T* first) {
+    T element = *first;
 #pragma unroll
-            for (int j = 0; j < N; ++j) run[j] = pack.element[j];
-            return;
-        }
-        if (stride == 0) {
-            T element = *first;
-#pragma unroll
-            for (int j = 0; j < N; ++j) run[j] = element;
-            return;
-        }
-    }
+    for (int j = 0; j < N; ++j) run[j] = element;
+}
+
+// Elements that are `stride` apart; those beyond `count` repeat the last.
+template <typename T, int N>
+DEVICE void load_apart(T (&run)[N], const T* first, long long stride, int count) {
 #pragma unroll
     for (int j = 0; j < N; ++j) run[j] = first[min_of(j, count - 1) * stride];
 }
 
-// The same of an array of which only positions from `low` up to `high` are there; `at` is the first's.
+// Elements side by side, in one access where that can be. Where `count` and `aligned` are known to the compiler there
+// is no branch, so that the reads of several arrays are under way together.
+template <typename T, int N>
+DEVICE void load_packed(T (&run)[N], const T* first, int count, bool aligned) {
+    if (count == N && aligned) {
+        Pack<T, N> pack = *(const Pack<T, N>*)first;
+        pack.to(run);
+    } else {
+        load_apart(run, first, 1, count);
+    }
+}
+
+// Of an array that has only the positions from `low` up to `high`: what there is of the run that begins at `at`.
 template <typename T, int N>
 DEVICE void load_part(T (&run)[N], const T* first, long long stride, int count, long long at, long long low, long long high) {
-    if (at >= low && at + count <= high) return load_run(run, first, stride, count);
+    if (at >= low && at + count <= high) {
+        if (stride == 1) return load_packed(run, first, count, is_aligned<N>(first));
+        return load_apart(run, first, stride, count);
+    }
 #pragma unroll
     for (int j = 0; j < N; ++j) {
         int i = min_of(j, count - 1);
@@ -38,19 +94,19 @@ DEVICE void load_part(T (&run)[N], const T* first, long long stride, int count, 
 }
 
 template <typename T, int N>
-DEVICE void store_run(const T (&run)[N], T* first, long long stride, int count) {
-    if constexpr (N > 1) {
-        if (stride == 1 && count == N && (unsigned long long)first % (sizeof(T) * N) == 0) {
-            Pack<T, N> pack;
-#pragma unroll
-            for (int j = 0; j < N; ++j) pack.element[j] = run[j];
-            *(Pack<T, N>*)first = pack;
-            return;
-        }
-    }
+DEVICE void store_apart(const T (&run)[N], T* first, long long stride, int count) {
 #pragma unroll
     for (int j = 0; j < N; ++j) {
         if (j < count) first[j * stride] = run[j];
+    }
+}
+
+template <typename T, int N>
+DEVICE void store_packed(const T (&run)[N], T* first, int count, bool aligned) {
+    if (count == N && aligned) {
+        Pack<T, N>::store(run, first);
+    } else {
+        store_apart(run, first, 1, count);
     }
 }
 

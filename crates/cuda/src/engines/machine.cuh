@@ -51,6 +51,16 @@ DEVICE unsigned pack<float16>(float first, float second) {
     return word;
 }
 
+// Words side by side, in one access. As plain assignments they are written one by one now and then.
+DEVICE void store_words(void* to, const unsigned (&words)[1]) { *(unsigned*)to = words[0]; }
+DEVICE void store_words(void* to, const unsigned (&words)[2]) {
+    asm volatile("st.v2.b32 [%0], {%1, %2};" ::"l"(to), "r"(words[0]), "r"(words[1]) : "memory");
+}
+DEVICE void store_words(void* to, const unsigned (&words)[4]) {
+    asm volatile("st.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(to), "r"(words[0]), "r"(words[1]), "r"(words[2]), "r"(words[3])
+                 : "memory");
+}
+
 // A float's nearest with 10 fraction bits.
 DEVICE float round_tf32(float x) {
     unsigned word;

@@ -2,7 +2,7 @@
 // that go there, in their order, and its warps add up those of a row each. Where there are many updates for few rows,
 // a block takes a part of the updates only, and the parts' sums are added in their order.
 
-constexpr int ROWS = 32, THREADS = 256, WARPS = THREADS / 32, LANE_COLUMNS = 8, LIST = 2048;
+constexpr int ROWS = 32, THREADS = 256, WARPS = THREADS / 32, LANE_COLUMNS = 8, LIST = 2048, LOOKS = 8;
 
 KERNEL void __launch_bounds__(256) scatter_targets(const __grid_constant__ Parameters p) {
     long long update = block_index() * 256 + thread_index();
@@ -40,23 +40,38 @@ KERNEL void __launch_bounds__(THREADS) scatter_add(const __grid_constant__ Param
     long long first_column = unit % chunks * 32 * LANE_COLUMNS + lane_index(), first_row = unit / chunks * ROWS;
     long long length = (p.updates_count + p.parts - 1) / p.parts;
     long long begin = part * length, end = min_of(begin + length, p.updates_count);
-    // The updates that are the block's own, as many as there is room for.
+    // The updates that are the block's own, as many as there is room for. A thread looks at some that follow each other.
     int total = 0;
-    for (long long base = begin; base < end; base += THREADS) {
-        long long mine = base + thread_index(), row = mine < end ? p.targets[mine] - first_row : -1;
-        bool hit = row >= 0 && row < ROWS;
-        if (!any_thread(hit)) continue;
-        unsigned hits = ballot(hit);
-        if (lane_index() == 0) shared.counts[warp_index()] = count_bits(hits);
+    for (long long base = begin; base < end; base += THREADS * LOOKS) {
+        long long mine = base + thread_index() * LOOKS;
+        int rows[LOOKS], hits = 0;
+#pragma unroll
+        for (int j = 0; j < LOOKS; ++j) {
+            long long row = mine + j < end ? p.targets[mine + j] - first_row : -1;
+            rows[j] = row >= 0 && row < ROWS ? (int)row : -1;
+            hits += rows[j] >= 0;
+        }
+        if (!any_thread(hits != 0)) continue;
+        int before = hits;
+        for (int lanes = 1; lanes < 32; lanes *= 2) {
+            int others = shuffle(before, max_of(lane_index() - lanes, 0));
+            if (lane_index() >= lanes) before += others;
+        }
+        if (lane_index() == 31) shared.counts[warp_index()] = before;
         sync_threads();
-        int place = total + count_bits(hits & ((1u << lane_index()) - 1));
+        int place = total + before - hits;
         for (int warp = 0; warp < WARPS; ++warp) {
             if (warp < warp_index()) place += shared.counts[warp];
             total += shared.counts[warp];
         }
-        if (hit && place < LIST) {
-            shared.update[place] = (int)(mine - begin);
-            shared.row[place] = (unsigned char)row;
+#pragma unroll
+        for (int j = 0; j < LOOKS; ++j) {
+            if (rows[j] < 0) continue;
+            if (place < LIST) {
+                shared.update[place] = (int)(mine + j - begin);
+                shared.row[place] = (unsigned char)rows[j];
+            }
+            ++place;
         }
         sync_threads();
     }

@@ -49,6 +49,10 @@ template <typename E>
 DEVICE unsigned pack(float first, float second) {
     return from_float<E>(first).bits | (unsigned)from_float<E>(second).bits << 16;
 }
+template <int N>
+DEVICE void store_words(void* to, const unsigned (&words)[N]) {
+    memcpy(to, words, sizeof(words));
+}
 DEVICE float round_tf32(float x) {
     unsigned bits = bits_of_float(x);
     if ((bits & 0x7f800000u) == 0x7f800000u) return x;

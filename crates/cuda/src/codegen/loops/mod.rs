@@ -5,11 +5,12 @@
 //! row in turn and reduces among its threads; or *across* rows: a thread has a run of neighbouring rows, and where
 //! there is something to reduce the warps of a block share the rows' elements. Few long rows are cut into parts, whose
 //! reductions a second launch adds up. Whole rows that later phases read again are held in registers where they fit, else
-//! in shared memory, else in scratch memory.
+//! in shared memory, else in scratch memory. What is known of strides and alignment is in the text: see `neighbours`.
 //!
 //! All of this, and so the order of each sum, depends on sizes only.
 
 mod merge;
+mod neighbours;
 mod writer;
 
 use tilewright_plan::loops::{Lanes, Phase, RowReduction, Sink, Source};
@@ -38,15 +39,20 @@ const SCRATCH_ROWS: usize = 256 << 20;
 /// So many blocks keep a GPU busy. A number of the engine's, not of a GPU's, so that results do not depend on which it is.
 const ENOUGH_BLOCKS: usize = 528;
 
-/// Runs of a row that a thread may hold. With 8, by a warp for each row of 1024, softmax and layer norm took 1.3 and 1.5
-/// times as long as by way of shared memory and a block for each.
-const HELD_RUNS: usize = 2;
+/// Runs of a row that a thread may hold.
+const HELD_RUNS: usize = 8;
 
-/// Numbers of a row that a thread may hold.
-const HELD: usize = 128;
+/// Bytes of rows that a thread may hold: half of its registers.
+const HELD: usize = 512;
+
+/// So many rows keep a GPU busy with a warp for each.
+const ENOUGH_ROWS: usize = 1056;
 
 /// Instructions that a kernel's phases may have once they are unrolled over what a thread holds.
 const UNROLLED: usize = 4096;
+
+/// Elements of a long row that a thread reads before it works on the first.
+const READ_AT_ONCE: usize = 4;
 
 /// Elements that a part of a long row has at least.
 const PART: usize = 4096;
@@ -80,6 +86,8 @@ struct Cut {
     /// Runs of all rows, or rows; and elements, or runs, of a row.
     units: usize,
     length: usize,
+    /// Whether every run has as many elements.
+    whole: bool,
     /// Whether positions need 64 bits.
     long: bool,
     /// Runs of a row that each thread of a team holds in registers, where that is all of the row.
@@ -91,6 +99,8 @@ impl Cut {
         let (rows, elements): (usize, usize) = (loops.parallel.iter().product(), loops.row.iter().product());
         let across = loops.row.is_empty() || loops.lanes == Lanes::Parallel;
         let run = run_of(loops, across);
+        let along = if across { &loops.parallel } else { &loops.row };
+        let whole = along.last().is_none_or(|extent| extent % run == 0);
         let runs = |axes: &[usize]| match axes.split_last() {
             Some((inner, outer)) => outer.iter().product::<usize>() * inner.div_ceil(run),
             None => 1,
@@ -112,10 +122,18 @@ impl Cut {
             }
         };
         let long = rows.saturating_mul(elements.max(1)) >= 1 << 31;
-        let mut cut = Cut { style, run, parts: 1, units, length, long, held: None };
-        cut.parts = cut.parts_of(loops);
-        cut.held = cut.held_of(loops);
-        cut
+        let cut = Cut { style, run, parts: 1, units, length, whole, long, held: None };
+        // A warp reduces without waiting for others, where it can hold the row.
+        let by_warps = Cut { style: Style::Along { team: 32 }, ..cut };
+        if style == (Style::Along { team: THREADS })
+            && rows >= ENOUGH_ROWS
+            && let held @ Some(_) = by_warps.held_of(loops)
+        {
+            return Cut { held, ..by_warps };
+        }
+        let parts = cut.parts_of(loops);
+        let held = if parts == 1 { cut.held_of(loops) } else { None };
+        Cut { parts, held, ..cut }
     }
 
     /// Threads, or warps, that each row of a block has; rows, or runs of rows, of a block.
@@ -130,16 +148,21 @@ impl Cut {
     /// How many runs each thread holds: all of its share of the row, where that is few enough.
     fn held_of(&self, loops: &Loops) -> Option<usize> {
         let Style::Along { team: team @ 2.. } = self.style else { return None };
-        let runs = self.length.div_ceil(team).next_power_of_two();
-        let loads = |phase: &Phase| {
-            phase.sources.iter().filter(|source| matches!(source, Source::Load { .. })).count()
-        };
-        let most = loops.phases.iter().filter(|phase| !phase.once).map(loads).max().unwrap_or(0);
-        // A half of what a thread may have at best.
-        let numbers = runs * self.run * (most + loops.row_values);
+        let runs = self.length.div_ceil(team);
+        let mut element = 0;
+        for (number, phase) in loops.phases.iter().enumerate().filter(|(_, phase)| !phase.once) {
+            for (i, source) in phase.sources.iter().enumerate() {
+                if let Source::Load { dtype, .. } = source
+                    && read_before(loops, number, i).is_none()
+                {
+                    element += dtype.size();
+                }
+            }
+        }
+        element += (0..loops.row_values).map(|slot| bytes_of(value_kind(loops, slot))).sum::<usize>();
         let instructions: usize = loops.phases.iter().map(|phase| phase.program.instructions.len()).sum();
         let short = instructions * runs * self.run <= UNROLLED;
-        (self.parts == 1 && runs <= HELD_RUNS && numbers <= HELD && short).then_some(runs)
+        (runs <= HELD_RUNS && runs * self.run * element <= HELD && short).then_some(runs)
     }
 
     /// Into how many parts rows are cut: so many that there are enough blocks, if the nest allows it.
@@ -165,6 +188,29 @@ impl Cut {
         };
         (ENOUGH_BLOCKS / blocks.max(1)).min(most).max(1)
     }
+}
+
+/// Where a thread that holds its row has what a phase reads already: the earlier phase and the number there of the same
+/// load, if nothing was stored to that buffer since.
+fn read_before(loops: &Loops, number: usize, i: usize) -> Option<(usize, usize)> {
+    let source = &loops.phases[number].sources[i];
+    let Source::Load { view, valid: None, .. } = source else { return None };
+    let stores = |phase: &Phase| {
+        phase
+            .sinks
+            .iter()
+            .any(|sink| matches!(sink, Sink::Store { view: to, .. } if to.buffer == view.buffer))
+    };
+    for (earlier, phase) in loops.phases[..number].iter().enumerate().rev() {
+        if stores(phase) {
+            return None;
+        }
+        let same = phase.sources.iter().position(|other| other == source);
+        if let Some(same) = same.filter(|_| !phase.once) {
+            return read_before(loops, earlier, same).or(Some((earlier, same)));
+        }
+    }
+    None
 }
 
 /// The elements of a run: 16 bytes of the widest array that has neighbours side by side; fewer for long programs.
@@ -268,6 +314,7 @@ fn launch(loops: &Loops, cut: &Cut, stage: Stage, places: &[usize], lowering: &m
     let mut writer = Writer {
         loops,
         cut,
+        buffers: lowering.buffers,
         stage,
         parameters: &mut parameters,
         sites: Vec::<Site>::new(),
@@ -300,6 +347,14 @@ fn launch(loops: &Loops, cut: &Cut, stage: Stage, places: &[usize], lowering: &m
 
 fn is_store(sink: &Sink) -> bool {
     matches!(sink, Sink::Store { .. })
+}
+
+fn bytes_of(kind: Kind) -> usize {
+    match kind {
+        Kind::F64 | Kind::I64 => 8,
+        Kind::F32 | Kind::I32 => 4,
+        Kind::Bool => 1,
+    }
 }
 
 /// The kind of a row that phases carry.

@@ -3,11 +3,12 @@
 use std::fmt::Write;
 use std::ops::Range;
 
-use tilewright_ir::Binary;
+use tilewright_ir::{Binary, DType};
 use tilewright_plan::loops::{Phase, RowReduction, Sink, Source};
-use tilewright_plan::{Kind, Loops, Register};
+use tilewright_plan::{Buffer, Kind, Loops, Operation, Program, Register, View};
 
-use super::{Cut, Stage, Style, THREADS, scalar_kind, value_kind};
+use super::neighbours::{Neighbours, Run};
+use super::{Cut, READ_AT_ONCE, Stage, Style, THREADS, UNROLLED, read_before, scalar_kind, value_kind};
 use crate::codegen::parameters::Parameters;
 use crate::codegen::region::{self, Scope, Site};
 use crate::codegen::types::{element, loaded, register, stored};
@@ -15,6 +16,7 @@ use crate::codegen::types::{element, loaded, register, stored};
 pub(super) struct Writer<'a> {
     pub loops: &'a Loops,
     pub cut: &'a Cut,
+    pub buffers: &'a [Buffer],
     pub stage: Stage,
     pub parameters: &'a mut Parameters,
     pub sites: Vec<Site>,
@@ -112,6 +114,11 @@ impl Writer<'_> {
             let array = if self.is_across() { "[RUN]" } else { "" };
             self.line(2, format!("{ty} scalar_{slot}{array} = {{}};"));
         }
+        if self.cut.held.is_some() {
+            for (number, phase) in self.loops.phases.iter().enumerate().filter(|(_, phase)| !phase.once) {
+                self.declare(number, phase, 2);
+            }
+        }
         for (number, phase) in self.loops.phases.iter().enumerate() {
             if self.stage == Stage::Parts && number > 0 {
                 break;
@@ -157,11 +164,19 @@ impl Writer<'_> {
             if !self.is_across() {
                 self.line(3, "constexpr int count = 1;");
             }
-            self.line(3, "const int kept = there && rank == 0 ? count : 0;");
+            self.line(3, "const bool kept = there && rank == 0;");
             self.phase(number, phase, 3);
             return;
         }
         let Some(runs) = self.cut.held else {
+            // Several elements are read at once where nothing is written that they might be.
+            let reads = |sink: &Sink| matches!(sink, Sink::Reduce { .. } | Sink::RowScalar(_));
+            let unrolled = phase.program.instructions.len() * self.cut.run * READ_AT_ONCE <= UNROLLED;
+            if phase.sinks.iter().all(reads) && unrolled {
+                self.line(0, format!("#pragma unroll {READ_AT_ONCE}"));
+            } else {
+                self.line(0, "#pragma unroll 1");
+            }
             self.line(3, format!("for (Index element = begin + rank; element < end; element += {ranks}) {{"));
             self.place(parallel..all);
             self.phase(number, phase, 4);
@@ -169,13 +184,20 @@ impl Writer<'_> {
             return;
         };
         // The thread's runs are all read before the first is worked on, so that they are under way together.
-        self.declare(number, phase, 3);
         let each = format!("for (int k = 0; k < {runs}; ++k) {{");
+        let exact = self.cut.length == runs * ranks;
         for loads in [true, false] {
             self.line(0, "#pragma unroll");
             self.line(3, &each);
-            self.line(4, format!("const Index element = rank + k * {ranks};"));
-            self.line(4, "if (element >= end) continue;");
+            // Beyond the row's end the last run is read again: without a branch, reads do not wait for each other.
+            let element = match (exact, loads) {
+                (false, true) => format!("min_of<Index>(rank + k * {ranks}, end - 1)"),
+                _ => format!("rank + k * {ranks}"),
+            };
+            self.line(4, format!("const Index element = {element};"));
+            if !exact && !loads {
+                self.line(4, "if (element >= end) continue;");
+            }
             self.place(parallel..all);
             self.there(number, phase, 4);
             if loads {
@@ -194,7 +216,7 @@ impl Writer<'_> {
         } else {
             self.run_of("element", row, 4);
         }
-        self.line(4, "const int kept = there ? count : 0;");
+        self.line(4, "const bool kept = there;");
     }
 
     /// Positions along some axes, of a row-major number.
@@ -233,10 +255,11 @@ impl Writer<'_> {
             );
             self.axes_of("outer", axes.start..last, indent);
         }
-        self.line(
-            indent,
-            format!("const int count = min_of<long long>(RUN, p.extents[{last}] - axis_{last});"),
-        );
+        let count = match self.cut.whole {
+            true => "constexpr int count = RUN;".into(),
+            false => format!("const int count = min_of<long long>(RUN, p.extents[{last}] - axis_{last});"),
+        };
+        self.line(indent, count);
     }
 
     /// Whether a phase has a run of values at a time, or one.
@@ -279,6 +302,7 @@ impl Writer<'_> {
 
     /// The first phase's reductions, from those of the parts.
     fn parts(&mut self, phase: &Phase, ranks: usize) {
+        self.line(0, "#pragma unroll 8");
         self.line(3, format!("for (Index part = rank; part < p.parts; part += {ranks}) {{"));
         for (number, kind, result) in reductions(phase) {
             let of = phase.program.kind(result);
@@ -316,6 +340,32 @@ impl Writer<'_> {
         self.run_axis().filter(|_| self.items(phase) == "RUN")
     }
 
+    fn extent(&self, axis: usize) -> usize {
+        let parallel = self.loops.parallel.len();
+        if axis < parallel { self.loops.parallel[axis] } else { self.loops.row[axis - parallel] }
+    }
+
+    /// Whether an array has every position along an axis.
+    fn is_whole(&self, ranges: &[(usize, usize)], axis: usize) -> bool {
+        ranges[axis] == (0, self.extent(axis))
+    }
+
+    fn neighbours(&self, view: &View, axis: Option<usize>) -> Neighbours {
+        let extents = [&self.loops.parallel[..], &self.loops.row].concat();
+        Neighbours::of(view, axis, self.cut.run, &extents, self.buffers)
+    }
+
+    /// What a source is called: what it was read as first, where the thread still holds it.
+    fn source(&self, number: usize, i: usize) -> String {
+        let (number, i) = self.read_before(number, i).unwrap_or((number, i));
+        format!("source_{number}_{i}")
+    }
+
+    fn read_before(&self, number: usize, i: usize) -> Option<(usize, usize)> {
+        let held = self.cut.held.is_some() && !self.loops.phases[number].once;
+        if held { read_before(self.loops, number, i) } else { None }
+    }
+
     /// Names what is read.
     fn declare(&mut self, number: usize, phase: &Phase, depth: usize) {
         let items = self.items(phase);
@@ -324,7 +374,10 @@ impl Writer<'_> {
             _ => String::new(),
         };
         for (i, source) in phase.sources.iter().enumerate() {
-            let name = format!("source_{number}_{i}");
+            if self.read_before(number, i).is_some() {
+                continue;
+            }
+            let name = self.source(number, i);
             match source {
                 Source::Load { view, dtype, valid } => {
                     self.parameters.view(&name, view, *dtype, false);
@@ -348,7 +401,7 @@ impl Writer<'_> {
         let axis = self.axis(phase);
         for (i, source) in phase.sources.iter().enumerate() {
             let Source::Load { valid: Some((ranges, _)), .. } = source else { continue };
-            let name = format!("source_{number}_{i}");
+            let name = self.source(number, i);
             let others: Vec<String> = (0..ranges.len())
                 .filter(|of| Some(*of) != axis)
                 .map(|of| within(&name, of, &format!("axis_{of}")))
@@ -361,26 +414,30 @@ impl Writer<'_> {
     fn loads(&mut self, number: usize, phase: &Phase, depth: usize) {
         let (items, axis, held) = (self.items(phase), self.axis(phase), self.held(phase));
         for (i, source) in phase.sources.iter().enumerate() {
-            let name = format!("source_{number}_{i}");
+            if self.read_before(number, i).is_some() {
+                continue;
+            }
+            let name = self.source(number, i);
             match source {
                 Source::Load { view, valid, .. } => {
-                    let at = self.offset(&name, view.strides.len());
-                    let stride = axis.map_or("0".into(), |axis| format!("p.{name}_strides[{axis}]"));
+                    let run = Run { name: &name, held, at: self.offset(&name, view.strides.len()), axis };
                     // Not by way of the read-only path: a sink may replace what is read here.
-                    let read = format!("{name}{held}, p.{name} + ({at}), {stride}, count");
+                    let load = run.load(self.neighbours(view, axis));
                     let text = match (valid, axis) {
-                        (None, _) => format!("load_run({read});"),
-                        (Some(_), None) => format!("if ({name}_there) load_run({read});"),
-                        (Some(_), Some(of)) => {
-                            let range =
-                                format!("axis_{of}, {}, {}", bound(&name, of, 0), bound(&name, of, 1));
-                            format!("if ({name}_there) load_part({read}, {range});")
+                        (None, _) => format!("{load};"),
+                        (Some((ranges, _)), Some(of)) if !self.is_whole(ranges, of) => {
+                            let [low, high] = [0, 1].map(|which| bound(&name, of, which));
+                            format!("if ({name}_there) {};", run.load_part(of, &low, &high))
                         }
+                        (Some(_), _) => format!("if ({name}_there) {load};"),
                     };
                     self.line(depth, text);
                 }
                 Source::RowValue(slot) if held.is_empty() => {
-                    self.line(depth, format!("load_run({name}, row_{slot} + element * RUN, 1, {items});"));
+                    self.line(
+                        depth,
+                        format!("load_packed({name}, row_{slot} + element * RUN, {items}, true);"),
+                    );
                 }
                 Source::RowValue(_) | Source::Index(_) | Source::RowScalar(_) => {}
             }
@@ -392,7 +449,7 @@ impl Writer<'_> {
         let (axis, held) = (self.axis(phase), self.held(phase));
         let mut inputs = Vec::new();
         for (i, source) in phase.sources.iter().enumerate() {
-            let name = format!("source_{number}_{i}");
+            let name = self.source(number, i);
             inputs.push(match source {
                 Source::Index(of) if Some(*of) == axis => format!("(axis_{of} + min_of(j, count - 1))"),
                 Source::Index(of) => format!("axis_{of}"),
@@ -404,12 +461,15 @@ impl Writer<'_> {
                     let value = loaded(*dtype, &format!("{name}{held}[j]"));
                     match valid {
                         None => value,
-                        Some((_, fill)) => {
+                        Some((ranges, fill)) => {
                             let fill = region::literal(*fill, Kind::of(*dtype), self.parameters);
-                            let along = axis.map_or(String::new(), |of| {
-                                let position = format!("(axis_{of} + min_of(j, count - 1))");
-                                format!(" && {}", within(&name, of, &position))
-                            });
+                            let along = match axis {
+                                Some(of) if !self.is_whole(ranges, of) => {
+                                    let position = format!("(axis_{of} + min_of(j, count - 1))");
+                                    format!(" && {}", within(&name, of, &position))
+                                }
+                                _ => String::new(),
+                            };
                             format!("({name}_there{along} ? {value} : {fill})")
                         }
                     }
@@ -457,8 +517,16 @@ impl Writer<'_> {
             prefix: &prefix,
             ..Scope::default()
         };
-        let body =
-            region::write(&phase.program, &phase.program.results, scope, self.parameters, &mut self.sites);
+        let results: Vec<Register> = phase
+            .sinks
+            .iter()
+            .zip(&phase.program.results)
+            .map(|(sink, &result)| match sink {
+                Sink::Store { dtype, .. } => before_rounding(&phase.program, result, *dtype),
+                Sink::Reduce { .. } | Sink::RowScalar(_) | Sink::RowValue(_) => result,
+            })
+            .collect();
+        let body = region::write(&phase.program, &results, scope, self.parameters, &mut self.sites);
         self.text += &body.statements;
         for (i, ((sink, value), &result)) in
             phase.sinks.iter().zip(&body.results).zip(&phase.program.results).enumerate()
@@ -501,12 +569,15 @@ impl Writer<'_> {
             match sink {
                 Sink::Store { view, dtype } => {
                     self.parameters.view(&name, view, *dtype, true);
-                    let at = self.offset(&name, view.strides.len());
-                    let stride = axis.map_or("0".into(), |axis| format!("p.{name}_strides[{axis}]"));
-                    self.line(depth, format!("store_run({name}, p.{name} + ({at}), {stride}, kept);"));
+                    let run = Run { name: &name, held: "", at: self.offset(&name, view.strides.len()), axis };
+                    let store = run.store(self.neighbours(view, axis));
+                    self.line(depth, format!("if (kept) {store};"));
                 }
                 Sink::RowValue(slot) if held.is_empty() => {
-                    self.line(depth, format!("store_run({name}, row_{slot} + element * RUN, 1, {items});"));
+                    self.line(
+                        depth,
+                        format!("store_packed({name}, row_{slot} + element * RUN, {items}, true);"),
+                    );
                 }
                 Sink::RowValue(_) | Sink::Reduce { .. } | Sink::RowScalar(_) => {}
             }
@@ -580,6 +651,14 @@ fn bound(name: &str, axis: usize, which: usize) -> String {
 /// Whether a position along an axis is one that a source has.
 fn within(name: &str, axis: usize, position: &str) -> String {
     format!("{position} >= {} && {position} < {}", bound(name, axis, 0), bound(name, axis, 1))
+}
+
+/// What a result was before it was rounded to the type in which it is stored: storing rounds.
+fn before_rounding(program: &Program, result: Register, dtype: DType) -> Register {
+    match program.instructions[result.index()].operation {
+        Operation::Round(to, exact) if to == dtype => exact,
+        _ => result,
+    }
 }
 
 /// The reductions of a phase: the sink's number, how, and of which result.

@@ -287,11 +287,16 @@ impl Gradient<'_, '_> {
             + &constant("int", "COLUMNS", columns)
             + &constant("bool", "OUTPUT_VECTOR", vectors(&self.backward.output, value_size, DType::F32))
             + &constant("bool", "LOG_SUM_EXP_COTANGENT", cotangent.is_some());
+        let lanes = match value_size {
+            0..=32 => 8,
+            33..=64 => 16,
+            _ => 32,
+        };
         let comment = "what belongs to each row of scores of an attention's gradient.";
         let source = Source::new("attention_rows", comment, &parameters, &text, &[ROWS]);
         self.lowering.launch(Launch {
             source,
-            blocks: (batch * heads * self.delta_rows).div_ceil(4),
+            blocks: (batch * heads * self.delta_rows).div_ceil(128 / lanes),
             threads: 128,
             shared_bytes: 0,
             arguments: parameters.arguments,
