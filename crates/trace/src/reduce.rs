@@ -127,11 +127,13 @@ impl Tensor {
         let ty = self.ty();
         let mut resolved = check!("log_sum_exp", ty, axes.resolve(ty.rank()));
         resolved.sort_unstable();
-        let shifted_by = self.max_keep(&resolved).finite_or_zero().stop_gradient();
-        let sum = (self - shifted_by).exp().sum(&resolved);
         let shape: Vec<usize> =
             (0..ty.rank()).filter(|axis| !resolved.contains(axis)).map(|axis| ty.shape[axis]).collect();
-        sum.log() + shifted_by.reshape(shape)
+        self.by_single(|x| {
+            let shifted_by = x.max_keep(&resolved).finite_or_zero().stop_gradient();
+            let sum = (x - shifted_by).exp().sum(&resolved);
+            sum.log() + shifted_by.reshape(shape)
+        })
     }
 
     /// Zero where the element is an infinity.
@@ -144,15 +146,19 @@ impl Tensor {
     #[track_caller]
     pub fn softmax(&self, axis: isize) -> Tensor {
         let axis = check!("softmax", self.ty(), self.axis(axis));
-        let exponentials = (self - self.max_keep(axis).stop_gradient()).exp();
-        exponentials / exponentials.sum_keep(axis)
+        self.by_single(|x| {
+            let exponentials = (x - x.max_keep(axis).stop_gradient()).exp();
+            exponentials / exponentials.sum_keep(axis)
+        })
     }
 
     /// The logarithm of [`Tensor::softmax`], exact where that would round to 0.
     #[track_caller]
     pub fn log_softmax(&self, axis: isize) -> Tensor {
         let axis = check!("log_softmax", self.ty(), self.axis(axis));
-        let shifted = self - self.max_keep(axis).stop_gradient();
-        shifted - shifted.exp().sum_keep(axis).log()
+        self.by_single(|x| {
+            let shifted = x - x.max_keep(axis).stop_gradient();
+            shifted - shifted.exp().sum_keep(axis).log()
+        })
     }
 }
