@@ -435,7 +435,8 @@ impl<'a> Emitter<'a> {
     }
 }
 
-/// Lanes run along the axis that most arrays are contiguous in.
+/// Lanes run along the axis that most arrays are contiguous in; those that repeat along the other axis are few elements,
+/// and count only where there are no others.
 fn lanes(phases: &[Phase], parallel: usize, extents: &[usize]) -> Lanes {
     let row = (parallel..extents.len()).rev().find(|&axis| extents[axis] > 1);
     let across = (0..parallel).rev().find(|&axis| extents[axis] > 1);
@@ -454,8 +455,15 @@ fn lanes(phases: &[Phase], parallel: usize, extents: &[usize]) -> Lanes {
         loads.chain(stores).collect()
     };
     let views: Vec<View> = phases.iter().filter(|phase| !phase.once).flat_map(views).collect();
-    let contiguous = |axis: usize| views.iter().filter(|view| view.strides[axis].abs() == 1).count();
-    if contiguous(across) > contiguous(row) { Lanes::Parallel } else { Lanes::Row }
+    let contiguous = |axis: usize, other: usize| {
+        let (mut whole, mut all) = (0, 0);
+        for view in views.iter().filter(|view| view.strides[axis].abs() == 1) {
+            whole += usize::from(view.strides[other] != 0);
+            all += 1;
+        }
+        (whole, all)
+    };
+    if contiguous(across, row) > contiguous(row, across) { Lanes::Parallel } else { Lanes::Row }
 }
 
 /// The axes of its operand that a node's result lacks.

@@ -17,11 +17,13 @@
 //! one could make a cycle. An earlier cluster may be merged into that of its reader if nobody else has
 //! read it, for then nothing is in the way of its running later. An array that is read at other positions
 //! (a gathered table, under a padding, through a reshape that mixes axes) has to be complete, so it is
-//! stored, and its reader never joins it.
+//! stored, and its reader never joins it. A cluster that reads nothing of an earlier one may become part of it if all that
+//! it reads is computed before.
 //!
 //! Cost. A row that is passed over more than once must stay in cache. A reduction over outer axes runs
 //! with lanes across and cannot share a loop with stores to best effect, so it rather reads an array
-//! anew, or computes it anew from arrays that are stored anyway (a member that is *transparent*).
+//! anew, or computes it anew from arrays that are stored anyway (a member that is *transparent*). An expensive
+//! function is computed anew where that reads fewer bytes than its result has, as for `f32` of half types.
 
 use std::collections::HashSet;
 
@@ -47,6 +49,8 @@ const LONG_COLUMN: usize = 1 << 10;
 const LONELY_ROW: usize = 1 << 13;
 /// How many rows are enough for that.
 const ENOUGH_ROWS: usize = 8;
+/// So many steps are looked through for one beside which a cluster can run; bounds the time of fusing.
+const NEAR: usize = 8;
 /// An array this many times smaller than another costs little beside it.
 const SMALLER: usize = 8;
 
@@ -279,21 +283,24 @@ impl<'a> Fuser<'a> {
         }
         let leaves = self.leaves(node, None);
         let operations = self.expression(node);
-        let cheap = !is_expensive(&node.op) && !is_reduction(&node.op) && operations <= OPERATIONS;
+        let short = !is_reduction(&node.op) && operations <= OPERATIONS && leaves.len() <= LEAVES;
         let complete = leaves.iter().any(|leaf| leaf.index.is_none());
-        if cheap && !complete && leaves.len() <= LEAVES && !self.stored[result.index()] {
+        if short && !complete && !self.stored[result.index()] {
             let large: Vec<&Leaf> = leaves.iter().filter(|leaf| self.is_large(leaf, node)).collect();
-            let stays = |leaf: &Leaf| {
+            let stays = |leaf: &&Leaf| {
                 self.stored[leaf.base.index()]
                     || self.graph.producer(leaf.base).is_none_or(|n| is_single(&n.op))
             };
-            self.operations[result.index()] = operations;
-            if large.len() <= 1 {
+            let again = if is_expensive(&node.op) {
+                self.is_narrower(&large, result)
+            } else if large.len() <= 1 {
+                self.operations[result.index()] = operations;
                 self.floating[result.index()] = true;
                 return;
-            }
-            let few = large.len() <= 2 && self.uses[result.index()] <= 2;
-            self.transparent[result.index()] = few && large.iter().all(|leaf| stays(leaf));
+            } else {
+                large.len() <= 2 && self.uses[result.index()] <= 2
+            };
+            self.transparent[result.index()] = again && large.iter().all(stays);
         }
         self.assign(node, leaves);
     }
@@ -325,6 +332,12 @@ impl<'a> Fuser<'a> {
         let moving = |axis: usize| index.iter().any(|position| position.strides[axis] != 0);
         let read: usize = (0..domain.len()).filter(|&axis| moving(axis)).map(|axis| domain[axis]).product();
         read > 1 && read * SMALLER > domain.iter().product()
+    }
+
+    /// Whether reading some arrays moves fewer bytes than reading what is computed of them.
+    fn is_narrower(&self, leaves: &[&Leaf], result: Value) -> bool {
+        let bytes = |value: Value| self.graph.ty(value).dtype.size();
+        !leaves.is_empty() && leaves.iter().map(|leaf| bytes(leaf.base)).sum::<usize>() < bytes(result)
     }
 
     /// What a node of step `own` reads, through whatever is computed in place.
@@ -399,6 +412,65 @@ impl<'a> Fuser<'a> {
         for leaf in &leaves {
             self.note_read(leaf.base, step);
         }
+        if is_reduction(&node.op)
+            && let Some(earlier) = self.beside(step)
+        {
+            self.advance(step, earlier);
+        }
+    }
+
+    /// An earlier cluster beside which a cluster of sums over outer axes can run, if it reads nothing that is made
+    /// later: one over the same space and row that reads an array of that size which this one reads too, so that it is
+    /// read once.
+    fn beside(&self, step: usize) -> Option<usize> {
+        let cluster = self.cluster(step).filter(|cluster| !cluster.runs_along())?;
+        let large = |step: usize| -> Vec<Leaf> {
+            let members = self.cluster(step).map_or(&[][..], |cluster| &cluster.members);
+            let nodes = members.iter().map(|&member| self.graph.node(member));
+            nodes
+                .flat_map(|node| {
+                    self.leaves(node, Some(step)).into_iter().filter(|leaf| self.is_large(leaf, node))
+                })
+                .collect()
+        };
+        let read = self.read_outside(step);
+        let latest = read.iter().filter_map(|base| self.made[base.index()]).max();
+        let own = large(step);
+        let first = latest.map_or(0, |step| step + 1).max(step.saturating_sub(NEAR));
+        (first..step).rev().find(|&other| {
+            self.cluster(other).is_some_and(|beside| {
+                beside.space == cluster.space
+                    && beside.row == cluster.row
+                    && beside.members.len() + cluster.members.len() <= MEMBERS
+                    && large(other)
+                        .iter()
+                        .any(|leaf| own.iter().any(|mine| mine.base == leaf.base && mine.index == leaf.index))
+            })
+        })
+    }
+
+    /// What the members of a cluster read that it does not make.
+    fn read_outside(&self, step: usize) -> Vec<Value> {
+        let members = self.cluster(step).map_or(&[][..], |cluster| &cluster.members);
+        let leaves =
+            members.iter().flat_map(|&member| self.leaves(self.graph.node(member), Some(step)).into_iter());
+        leaves.map(|leaf| leaf.base).filter(|base| self.made[base.index()] != Some(step)).collect()
+    }
+
+    /// Makes a cluster part of an earlier one with the same axes.
+    fn advance(&mut self, step: usize, earlier: usize) {
+        for base in self.read_outside(step) {
+            self.note_read(base, earlier);
+        }
+        let Some(Step::Cluster(from)) = self.steps[step].take() else { return };
+        let Some(Step::Cluster(to)) = &mut self.steps[earlier] else { return };
+        for ((member, domain), late) in from.members.into_iter().zip(from.domains).zip(from.late) {
+            to.insert(member, domain, late);
+            for value in &self.graph.node(member).results {
+                self.made[value.index()] = Some(earlier);
+            }
+        }
+        self.first_reader[earlier] = self.first_reader[earlier].min(self.first_reader[step]);
     }
 
     fn start(&mut self, id: NodeId, node: &Node) -> usize {

@@ -39,12 +39,16 @@ pub(crate) fn normalise(graph: &Graph, inputs: &[Layout]) -> Result<Normal> {
         }
         map[parameter.index()] = Some(value);
     }
+    let orders = memory_orders(graph);
     for node in graph.nodes() {
         let operands: Vec<Value> =
             node.operands.iter().map(|v| map[v.index()].expect("operands come first")).collect();
         let results = normal.node(&node.op, &operands, node.origin.clone())?;
         for (old, new) in node.results.iter().zip(results) {
             map[old.index()] = Some(new);
+            if let Some(order) = orders.get(old) {
+                normal.accesses[new.index()].flat.strides = ordered(&graph.ty(*old).shape, order);
+            }
         }
     }
     let mut taken = HashSet::new();
@@ -55,6 +59,47 @@ pub(crate) fn normalise(graph: &Graph, inputs: &[Layout]) -> Result<Normal> {
     }
     normal.graph.set_results(results);
     Ok(Normal { graph: normal.graph, accesses: normal.accesses })
+}
+
+/// For results of attention, which may lie in any order of axes, that in which they are read: only ever transposed so,
+/// but for the gradient, which takes any. A product then reads what the heads come to as it lies.
+fn memory_orders(graph: &Graph) -> HashMap<Value, &[usize]> {
+    let is_attention = |op: &Op| matches!(op, Op::FlexAttention(_) | Op::FlexAttentionBackward(_));
+    let mut orders: HashMap<Value, &[usize]> = HashMap::new();
+    let mut others: HashSet<Value> = graph.results().iter().copied().collect();
+    for node in graph.nodes() {
+        for &operand in &node.operands {
+            if !graph.producer(operand).is_some_and(|producer| is_attention(&producer.op)) {
+                continue;
+            }
+            match &node.op {
+                Op::Transpose { permutation } => {
+                    if *orders.entry(operand).or_insert(permutation) != permutation {
+                        others.insert(operand);
+                    }
+                }
+                Op::FlexAttentionBackward(_) => {}
+                _ => {
+                    others.insert(operand);
+                }
+            }
+        }
+    }
+    orders.retain(|value, order| {
+        // The innermost axis stays, so that rows are read and written whole.
+        !others.contains(value) && order.last() == Some(&(order.len() - 1))
+    });
+    orders
+}
+
+/// The strides of an array that is packed with its axes in this order.
+fn ordered(shape: &[usize], order: &[usize]) -> Vec<isize> {
+    let extents: Vec<usize> = order.iter().map(|&axis| shape[axis]).collect();
+    let mut strides = vec![0; shape.len()];
+    for (&axis, stride) in order.iter().zip(packed(&extents)) {
+        strides[axis] = stride;
+    }
+    strides
 }
 
 struct Normaliser {

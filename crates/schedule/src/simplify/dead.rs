@@ -1,25 +1,13 @@
 //! Leaves out what no result needs. Parameters stay.
 
-use tilewright_ir::{Graph, Result, Value};
+use tilewright_ir::{Graph, Result};
+
+use super::copy;
 
 /// Dead code elimination.
 pub(super) fn eliminate(graph: &Graph) -> Result<Graph> {
     let live = live(graph);
-    let mut new = Graph::new();
-    let mut map: Vec<Option<Value>> = vec![None; graph.value_count()];
-    let lookup = |map: &[Option<Value>], value: Value| map[value.index()].expect("what is needed is live");
-    for &parameter in graph.parameters() {
-        map[parameter.index()] = Some(new.parameter(graph.ty(parameter).clone()));
-    }
-    for (node, _) in graph.nodes().iter().zip(live).filter(|(_, live)| *live) {
-        let operands: Vec<Value> = node.operands.iter().map(|&value| lookup(&map, value)).collect();
-        let results = new.add(node.op.clone(), &operands, node.origin.clone())?;
-        for (old, new) in node.results.iter().zip(results) {
-            map[old.index()] = Some(new);
-        }
-    }
-    new.set_results(graph.results().iter().map(|&value| lookup(&map, value)).collect());
-    Ok(new)
+    copy(graph, graph.nodes().iter().zip(live).filter_map(|(node, live)| live.then_some(node)))
 }
 
 /// Whether anything is dead.

@@ -8,6 +8,9 @@ mod algebra;
 mod common;
 mod constants;
 mod dead;
+mod indexing;
+mod order;
+mod products;
 mod views;
 
 pub(crate) use dead::live;
@@ -17,15 +20,18 @@ use tilewright_ir::{Graph, Node, Op, Result, Value};
 /// A pass, and whether it has anything to do in a graph: of a long program each copy is felt.
 type Pass = (fn(&Graph) -> bool, fn(&Graph) -> Result<Graph>);
 
-const PASSES: [Pass; 8] = [
+const PASSES: [Pass; 11] = [
     (has_regions, regions),
     (dead::is_any, dead::eliminate),
     (views::is_any, views::compose),
     (always, constants::fold),
     (always, algebra::simplify),
+    (indexing::is_any, indexing::simplify),
     (views::is_any, views::compose),
+    (products::is_any, products::turn),
     (always, common::share),
     (dead::is_any, dead::eliminate),
+    (order::is_any, order::numbers_first),
 ];
 
 /// Simplifies a graph and the regions in it.
@@ -89,6 +95,25 @@ fn regions(graph: &Graph) -> Result<Graph> {
         }
         Ok(Some(new.add(op, operands, node.origin.clone())?))
     })
+}
+
+/// A copy of a graph that has these of its nodes, each after what it reads.
+fn copy<'a>(graph: &Graph, nodes: impl Iterator<Item = &'a Node>) -> Result<Graph> {
+    let mut new = Graph::new();
+    let mut map: Vec<Option<Value>> = vec![None; graph.value_count()];
+    for &parameter in graph.parameters() {
+        map[parameter.index()] = Some(new.parameter(graph.ty(parameter).clone()));
+    }
+    let lookup = |map: &[Option<Value>], value: Value| map[value.index()].expect("operands come first");
+    for node in nodes {
+        let operands: Vec<Value> = node.operands.iter().map(|&value| lookup(&map, value)).collect();
+        let results = new.add(node.op.clone(), &operands, node.origin.clone())?;
+        for (old, new) in node.results.iter().zip(results) {
+            map[old.index()] = Some(new);
+        }
+    }
+    new.set_results(graph.results().iter().map(|&value| lookup(&map, value)).collect());
+    Ok(new)
 }
 
 /// A copy of a graph in which `rule` gives, for a node and the values that its operands have become, what

@@ -1,0 +1,70 @@
+//! The order of operations.
+
+use tilewright_ir::{Graph, Op, Result};
+
+use super::copy;
+
+/// Puts what single numbers come to of the parameters before all else, so that whatever reads them need not wait: the
+/// step count of an optimiser, for one, is then known where the last gradient of a small parameter is, and that
+/// parameter's update is part of the same loop.
+pub(super) fn numbers_first(graph: &Graph) -> Result<Graph> {
+    let early = early(graph);
+    let nodes = |wanted: bool| {
+        graph.nodes().iter().zip(&early).filter_map(move |(node, &early)| (early == wanted).then_some(node))
+    };
+    copy(graph, nodes(true).chain(nodes(false)))
+}
+
+/// Whether anything that could be first is not.
+pub(super) fn is_any(graph: &Graph) -> bool {
+    early(graph).windows(2).any(|pair| pair == [false, true])
+}
+
+/// For each node, whether it is a function of single numbers that depends on parameters only.
+fn early(graph: &Graph) -> Vec<bool> {
+    let single = |&value: &_| graph.ty(value).elements() == 1;
+    let mut known = vec![false; graph.value_count()];
+    for parameter in graph.parameters().iter().filter(|parameter| single(parameter)) {
+        known[parameter.index()] = true;
+    }
+    let mut early = Vec::with_capacity(graph.nodes().len());
+    for node in graph.nodes() {
+        let is = is_of_elements(&node.op)
+            && node.operands.iter().all(|operand| known[operand.index()])
+            && node.results.iter().all(single);
+        for result in &node.results {
+            known[result.index()] = is;
+        }
+        early.push(is);
+    }
+    early
+}
+
+fn is_of_elements(op: &Op) -> bool {
+    match op {
+        Op::Constant(_)
+        | Op::Unary(_)
+        | Op::Binary(_)
+        | Op::Compare(_)
+        | Op::Select
+        | Op::Cast(_)
+        | Op::Broadcast { .. }
+        | Op::Reshape { .. } => true,
+        Op::Iota { .. }
+        | Op::StopGradient
+        | Op::Transpose { .. }
+        | Op::Slice { .. }
+        | Op::Pad { .. }
+        | Op::Reverse { .. }
+        | Op::Concatenate { .. }
+        | Op::Reduce { .. }
+        | Op::ArgMax { .. }
+        | Op::Dot(_)
+        | Op::Gather
+        | Op::ScatterAdd { .. }
+        | Op::RandomBits { .. }
+        | Op::FlexAttention(_)
+        | Op::FlexAttentionBackward(_)
+        | Op::AssociativeScan(_) => false,
+    }
+}
