@@ -21,7 +21,7 @@ namespace host {
 
 constexpr size_t STACK = 256 << 10;
 
-[[noreturn]] inline void fail(const char* message) {
+void fail(const char* message) {
     fprintf(stderr, "emulator: %s\n", message);
     exit(2);
 }
@@ -188,11 +188,6 @@ inline void run_block(void (*kernel)(const void*), const void* parameters, long 
     free(block.shared);
 }
 
-struct Kernel {
-    const char* name;
-    void (*run)(const void*);
-};
-
 template <typename T>
 T read(FILE* file) {
     T x;
@@ -201,7 +196,7 @@ T read(FILE* file) {
 }
 
 // Reads buffers and steps from a file, runs these, and writes the buffers back to another.
-inline int run_file(const Kernel* kernels, size_t kernel_count, int argc, char** argv) {
+int run_file(const Kernel* kernels, size_t kernel_count, int argc, char** argv) {
     if (argc != 4) fail("usage: kernels INPUT OUTPUT first|last");
     FILE* file = fopen(argv[1], "rb");
     if (!file) fail("the input cannot be read");
