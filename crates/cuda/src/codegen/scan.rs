@@ -29,6 +29,9 @@ const MANY_ROWS: usize = 512;
 /// Blocks at most: more rows are taken in turn.
 const BLOCKS: usize = 1 << 16;
 
+/// Bytes of a line of the cache: the ticket has one of its own.
+const LINE: usize = 128;
+
 /// How a scan is cut.
 struct Shape {
     /// Whether lanes run along rows' neighbours instead of along the scan.
@@ -42,8 +45,10 @@ struct Shape {
 
 impl Shape {
     fn of(scan: &Scan) -> Shape {
-        let kinds = scan.elements.results.iter().map(|&result| scan.elements.kind(result));
-        let words: usize = kinds.map(|kind| if matches!(kind, Kind::F64 | Kind::I64) { 2 } else { 1 }).sum();
+        let words: usize = kinds(scan)
+            .into_iter()
+            .map(|kind| if matches!(kind, Kind::F64 | Kind::I64) { 2 } else { 1 })
+            .sum();
         let rows: usize = scan.parallel.iter().product();
         let lanes = lanes_along_rows(scan) || words > 32;
         let (run, rounds) = match words {
@@ -118,14 +123,16 @@ pub(super) fn lower(scan: &Scan, lowering: &mut Lowering) {
     {
         parameters.integer(name, value as i64);
     }
-    let flags = 4 * (slots + 1);
-    let place = lowering.scratch(flags);
+    let words = 8 * slots * scan.state * lanes;
+    let flagged = !shape.lanes && kinds(scan).iter().all(|kind| !matches!(kind, Kind::F64 | Kind::I64));
+    let cleared = LINE + if flagged { words } else { 4 * slots };
+    let place = lowering.scratch(cleared);
     parameters.scratch("unsigned", "ticket", place);
-    parameters.scratch("unsigned", "flags", place + 4);
-    let words = lowering.scratch(8 * slots * scan.state * lanes);
+    parameters.scratch("unsigned", "flags", place + LINE);
+    let words = if flagged { place + LINE } else { lowering.scratch(words) };
     parameters.scratch("unsigned long long", "words", words);
     if shape.chained {
-        lowering.zero(place, flags);
+        lowering.zero(place, cleared);
         blocks = teams * tiles;
     }
     let mut writer = Writer { scan, parameters: &mut parameters, sites: Vec::new(), text: String::new() };
@@ -135,7 +142,7 @@ pub(super) fn lower(scan: &Scan, lowering: &mut Lowering) {
     let step = if scan.length < (1 << 31) - 2 * shape.tile() { "int" } else { "long long" };
     let constants = format!(
         "typedef {step} Step;\nconstexpr int STATE = {}, LANES = {lanes}, WARPS = {warps}, ROUNDS = {rounds}, RUN = {run};\n\
-         constexpr bool REVERSE = {}, WIDE = {}, CHAINED = {chained};\n",
+         constexpr bool REVERSE = {}, WIDE = {}, CHAINED = {chained}, FLAGGED = {flagged};\n",
         scan.state, scan.reverse, !shape.lanes,
     );
     let comment = format!(
@@ -144,7 +151,7 @@ pub(super) fn lower(scan: &Scan, lowering: &mut Lowering) {
         if chained { "a block does a tile and looks back" } else { "a block does whole rows" },
     );
     let parts = [RUNS, &functions, ENGINE, if shape.lanes { LANES } else { ROWS }];
-    let state = state_type(scan);
+    let state = state_type(scan, flagged);
     let source = Text::new("scan", &comment, &parameters, &(constants + &state), &parts);
     lowering.program.sites.extend(sites);
     let state_bytes = 8 * scan.state;
@@ -158,10 +165,15 @@ pub(super) fn lower(scan: &Scan, lowering: &mut Lowering) {
     });
 }
 
+/// The kinds of the state's parts.
+fn kinds(scan: &Scan) -> Vec<Kind> {
+    scan.elements.results.iter().map(|&result| scan.elements.kind(result)).collect()
+}
+
 /// The state's type, and how it is handed around: by lanes, and as words in memory.
-fn state_type(scan: &Scan) -> String {
+fn state_type(scan: &Scan, flagged: bool) -> String {
     let mut text = String::from("struct State {\n");
-    let kinds: Vec<Kind> = scan.elements.results.iter().map(|&result| scan.elements.kind(result)).collect();
+    let kinds = kinds(scan);
     let line = |text: &mut String, line: String| writeln!(text, "{line}").expect("a string takes any text");
     for (i, kind) in kinds.iter().enumerate() {
         line(&mut text, format!("    {} part_{i};", register(*kind)));
@@ -170,18 +182,29 @@ fn state_type(scan: &Scan) -> String {
     for (i, kind) in kinds.iter().enumerate() {
         let part = format!("state.part_{i}");
         line(&mut shuffles, format!("    other.part_{i} = shuffle({part}, lane);"));
-        let word = format!("load_word(words + {i} * LANES)");
+        let word = format!("word_{i}");
         let (from, to) = match kind {
             Kind::F64 => (format!("double_of_bits({word})"), format!("bits_of_double({part})")),
             Kind::F32 => (format!("float_of_bits((unsigned){word})"), format!("bits_of_float({part})")),
             Kind::I64 => (format!("(long long){word}"), format!("(unsigned long long){part}")),
             Kind::I32 => (format!("(int)(unsigned){word}"), format!("(unsigned){part}")),
-            Kind::Bool => (format!("{word} != 0"), part.clone()),
+            Kind::Bool => (format!("(unsigned){word} != 0"), part.clone()),
         };
         line(&mut reads, format!("    {part} = {from};"));
-        line(&mut writes, format!("    store_word(words + {i} * LANES, {to});"));
+        let flag = if flagged { "1ull << 32 | " } else { "" };
+        line(&mut writes, format!("    store_word(words + {i} * LANES, {flag}{to});"));
     }
     text += "};\n";
+    let words = |each: &dyn Fn(usize) -> String, between: &str| -> String {
+        (0..kinds.len()).map(each).collect::<Vec<_>>().join(between)
+    };
+    let load = words(&|i| format!("        word_{i} = load_word(words + {i} * LANES);\n"), "");
+    let told = match flagged {
+        true => format!("is_told({})", words(&|i| format!("word_{i}"), " & ")),
+        false => "true".into(),
+    };
+    let names = words(&|i| format!("word_{i}"), ", ");
+    let reads = format!("    unsigned long long {names};\n    do {{\n{load}    }} while (!{told});\n{reads}");
     text += &format!(
         "DEVICE State shuffle_state(const State& state, int lane) {{\n    State other;\n{shuffles}    return other;\n}}\n\
          DEVICE void read_words(State& state, const unsigned long long* words) {{\n{reads}}}\n\

@@ -184,8 +184,16 @@ DEVICE bool is_raised(const unsigned* flag) {
 }
 // Numbers from 0 on, in the order in which blocks ask.
 DEVICE unsigned next_ticket(unsigned* counter) { return atomicAdd(counter, 1u); }
-// A word that other blocks of the launch write or read.
-DEVICE unsigned long long load_word(const unsigned long long* from) { return __ldcg(from); }
-DEVICE void store_word(unsigned long long* to, unsigned long long word) { __stcg(to, word); }
+// A word that other blocks of the launch write or read, as a whole.
+DEVICE unsigned long long load_word(const unsigned long long* from) {
+    unsigned long long word;
+    asm volatile("ld.relaxed.gpu.global.u64 %0, [%1];" : "=l"(word) : "l"(from) : "memory");
+    return word;
+}
+DEVICE void store_word(unsigned long long* to, unsigned long long word) {
+    asm volatile("st.relaxed.gpu.global.u64 [%0], %1;" ::"l"(to), "l"(word) : "memory");
+}
+// Whether a word has been told that has its flag in its upper half.
+DEVICE bool is_told(unsigned long long word) { return word >> 32 != 0; }
 DEVICE unsigned long long bits_of_double(double x) { return (unsigned long long)__double_as_longlong(x); }
 DEVICE double double_of_bits(unsigned long long bits) { return __longlong_as_double((long long)bits); }

@@ -15,20 +15,27 @@ DEVICE void append(Prefix& prefix, const State& next, const Parameters& p, const
 // only, never on which block is the faster: 32 tiles make a group, and 32 groups a stretch; what lies before a tile is
 // the stretches before (told as one, in a chain), then the groups before it in its stretch, then the tiles before it
 // in its group. A block only waits for tiles with smaller numbers, which were begun before.
+//
+// A flag says that the words of a slot have been written: in a word of its own, before which they are made visible; or,
+// where parts of the state have four bytes at most, in the upper half of each word, so that whoever sees the flag has
+// the word (FLAGGED).
 struct Told {
     unsigned* flags;
     unsigned long long* words;
 };
 
+// Waits until a slot has been told of, where words have flags.
 DEVICE State told_state(const Told& told, long long slot, int lane) {
     State state;
     read_words(state, told.words + (slot * STATE * LANES + lane));
     return state;
 }
 
-// Waits until a slot has been told of.
+// Waits until a slot has been told of, where words have none.
 DEVICE void wait_for(const Told& told, long long slot) {
-    while (!is_raised(told.flags + slot)) {
+    if constexpr (!FLAGGED) {
+        while (!is_raised(told.flags + slot)) {
+        }
     }
 }
 

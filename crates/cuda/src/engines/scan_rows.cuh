@@ -97,7 +97,7 @@ DEVICE State fold_told(const Told& told, long long first, int count, const Param
 
 DEVICE void tell(const Told& told, long long slot, const State& state) {
     write_words(state, told.words + slot * STATE);
-    raise_flag(told.flags + slot);
+    if constexpr (!FLAGGED) raise_flag(told.flags + slot);
 }
 
 KERNEL void __launch_bounds__(32 * WARPS) scan(const __grid_constant__ Parameters p) {
@@ -107,8 +107,8 @@ KERNEL void __launch_bounds__(32 * WARPS) scan(const __grid_constant__ Parameter
     if constexpr (CHAINED) {
         if (thread_index() == 0) shared.ticket = next_ticket(p.ticket);
         sync_threads();
-        long long number = shared.ticket, row_number = number / p.tiles;
-        int index = (int)(number % p.tiles);
+        const unsigned number = shared.ticket, row_tiles = p.tiles, row_number = number / row_tiles;
+        const int index = number - row_number * row_tiles;
         Row row = row_of(p, row_number);
         Step first = (Step)index * TILE;
         tile.load(p, row, first, fault);
@@ -116,7 +116,7 @@ KERNEL void __launch_bounds__(32 * WARPS) scan(const __grid_constant__ Parameter
         const State& aggregate = shared.inclusive[ENTRIES - 1];
         bool last = index == p.tiles - 1;
         Told tiles = told_tiles(p), groups = told_groups(p), stretches = told_stretches(p);
-        long long tile_slot = row_number * p.tiles, group_slot = row_number * p.groups, stretch_slot = row_number * p.stretches;
+        const long long tile_slot = row_number * p.tiles, group_slot = row_number * p.groups, stretch_slot = row_number * p.stretches;
         if (thread_index() == 0 && !last) tell(tiles, tile_slot + index, aggregate);
         int group = index / 32, stretch = index / 1024;
         if (warp_index() == 0 && index % 32 > 0) {

@@ -212,6 +212,10 @@ bool is_raised(const unsigned* flag) {
     if (*flag != 1) host::fail("a block waits for one that has not begun");
     return true;
 }
+bool is_told(unsigned long long word) {
+    if (word >> 32 != 1) host::fail("a block waits for one that has not begun");
+    return true;
+}
 void wait_for_flag(const int* flag, int value) {
     if (*flag != value) host::fail("a block waits for one that has not begun");
 }

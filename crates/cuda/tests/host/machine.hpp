@@ -94,6 +94,7 @@ void multiply_tf32(float (&sums)[4], const float (&a)[4], const float (&b)[2]);
 inline void make_visible() {}
 inline void raise_flag(unsigned* flag) { *flag = 1; }
 bool is_raised(const unsigned* flag);
+bool is_told(unsigned long long word);
 inline unsigned next_ticket(unsigned* counter) { return (*counter)++; }
 inline unsigned long long load_word(const unsigned long long* from) { return *from; }
 inline void store_word(unsigned long long* to, unsigned long long word) { *to = word; }
