@@ -179,6 +179,15 @@ impl Edges {
         }
     }
 
+    /// Adds to `pointers` where the state's elements at a run are, if all of them are in memory as they are wanted.
+    pub fn in_place(&self, run: &Run, pointers: &mut Vec<*const u8>) -> bool {
+        self.elements.form(run).plain.iter().all(|plain| {
+            let pointer = plain.and_then(|source| self.elements.sources[source].whole(run));
+            pointers.extend(pointer);
+            pointer.is_some()
+        })
+    }
+
     /// Where the state's elements at a run are: in memory, or made in the scratch.
     pub fn elements(&self, scratch: &mut Scratch, run: &Run, pointers: &mut Vec<*const u8>) -> Result<()> {
         pointers.clear();
@@ -203,20 +212,22 @@ impl Edges {
         form.run(run.count, &self.tables, scratch)
     }
 
-    /// Puts to `pointers` where each element of the state at a run goes as it stands, null where it does not,
-    /// if that is all that there is to store.
+    /// Adds to `pointers` where each element of the state at a run goes as it stands, null where it does not,
+    /// if that is all that there is to store. What is streamed is as far from a multiple of a vector as all that is
+    /// there already.
     pub fn direct(&self, run: &Run, pointers: &mut Vec<*mut u8>) -> bool {
-        pointers.clear();
-        pointers.resize(self.kinds.len(), std::ptr::null_mut());
-        let mut residue = None;
+        let residue = |pointer: *mut u8| pointer.addr() % VECTOR;
+        let mut streamed = pointers.iter().copied().find(|pointer| !pointer.is_null()).map(residue);
+        let first = pointers.len();
+        pointers.resize(first + self.kinds.len(), std::ptr::null_mut());
         for (sink, plain) in self.sinks.iter().zip(&self.results.form(run).plain) {
             let Some(element) = *plain else { return false };
-            let data = at(sink, run.start);
-            let alike = *residue.get_or_insert(data.addr() % VECTOR) == data.addr() % VECTOR;
-            if !pointers[element].is_null() || (self.stream && !alike) {
+            let (data, place) = (at(sink, run.start), &mut pointers[first + element]);
+            let alike = *streamed.get_or_insert(residue(data)) == residue(data);
+            if !place.is_null() || (self.stream && !alike) {
                 return false;
             }
-            pointers[element] = data;
+            *place = data;
         }
         true
     }

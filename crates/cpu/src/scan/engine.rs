@@ -48,6 +48,8 @@ pub(super) trait Combine: Sync {
     type Scratch;
     /// Whether outputs may lie outside of the tile, and be streamed; and whether a row's total may be asked for.
     const DIRECT: bool;
+    /// How many positions [`Combine::lanes`] folds at once, if not one.
+    const POSITIONS: usize;
 
     /// Scratch for one thread.
     fn scratch(&self) -> Self::Scratch;
@@ -68,8 +70,9 @@ pub(super) trait Combine: Sync {
         total: Option<&mut Folded>,
     ) -> Result<()>;
 
-    /// Folds one position of `run.count` lanes into their state; where `fresh`, it becomes the state. Beside the
-    /// state stands which of its elements have to be kept, if only for themselves.
+    /// Folds one position, or as many as [`Combine::POSITIONS`], of `run.count` lanes into their state; where `fresh`,
+    /// the first becomes the state. Beside the state stands which of its elements have to be kept, if only for
+    /// themselves. `inputs` and `outputs` are the first position's, then the next one's. `run` is the first's.
     ///
     /// # Safety
     /// `inputs`, `state` and `outputs` are good for `run.count` elements and do not overlap.
@@ -160,6 +163,7 @@ impl<C: Combine> Engine<'_, C> {
         start[axis] = position;
         let run = Run { start, axis, count };
         self.edges.elements(edges, &run, inputs)?;
+        outputs.clear();
         let direct = C::DIRECT && self.edges.direct(&run, outputs);
         let stream = direct && self.edges.stream;
         let first = outputs.iter().copied().find(|output| stream && !output.is_null());
@@ -177,7 +181,8 @@ impl<C: Combine> Engine<'_, C> {
         Ok(())
     }
 
-    /// Walks over one chunk of one block of lanes.
+    /// Walks over one chunk of one block of lanes: as many positions at once as the combine function takes, where
+    /// all that they read and write lies in memory as it is wanted.
     fn lanes(
         &self,
         scratch: &mut Scratch<C::Scratch>,
@@ -185,28 +190,79 @@ impl<C: Combine> Engine<'_, C> {
         (carry, mut fresh): (&mut [u64], bool),
         pass: Pass,
     ) -> Result<()> {
-        let Scratch { edges, combine, nowhere, inputs, outputs, start, all, .. } = scratch;
-        let (axis, count) = self.walk.lanes(group, start);
-        let scan = start.len() - 1;
+        let (axis, count) = self.walk.lanes(group, &mut scratch.start);
         let state = parts(carry, count);
-        let kept = if pass == Pass::Apply { self.live } else { all };
-        for position in self.walk.positions(chunk) {
-            start[scan] = position;
-            let run = Run { start, axis, count };
-            self.edges.elements(edges, &run, inputs)?;
-            let direct = pass == Pass::Apply && C::DIRECT && self.edges.direct(&run, outputs);
-            let to = match direct {
-                true => Outputs { stream: self.edges.stream, ..Outputs::none(outputs) },
-                false => Outputs::none(nowhere),
-            };
-            // SAFETY: the edges give `count` elements; the carry and the sinks have as many.
-            unsafe { self.combine.lanes(combine, &run, inputs, (&state, kept), to, fresh)? };
-            fresh = false;
-            if pass == Pass::Apply && !direct {
-                self.edges.results(edges, &run, &state)?;
+        let mut positions = self.walk.positions(chunk);
+        let mut some = Vec::with_capacity(C::POSITIONS);
+        loop {
+            some.clear();
+            some.extend(positions.by_ref().take(C::POSITIONS));
+            if some.is_empty() {
+                return Ok(());
+            }
+            let whole = C::POSITIONS > 1 && some.len() == C::POSITIONS;
+            let together = whole && self.in_place(scratch, &some, (axis, count), pass);
+            for part in some.chunks(if together { C::POSITIONS } else { 1 }) {
+                let direct = together || self.position(scratch, part[0], (axis, count), pass)?;
+                let Scratch { edges, combine, inputs, outputs, start, all, .. } = scratch;
+                *start.last_mut().expect("the scan axis is the last") = part[0];
+                let run = Run { start, axis, count };
+                let kept = if pass == Pass::Apply { self.live } else { all };
+                let to = Outputs { stream: direct && self.edges.stream, ..Outputs::none(outputs) };
+                // SAFETY: the edges give `count` elements for each position; the carry and the sinks have as many.
+                unsafe { self.combine.lanes(combine, &run, inputs, (&state, kept), to, fresh)? };
+                fresh = false;
+                if pass == Pass::Apply && !direct {
+                    self.edges.results(edges, &run, &state)?;
+                }
             }
         }
-        Ok(())
+    }
+
+    /// Finds where lanes at some positions are read and, if they are to be stored, written; whether all of that is
+    /// memory, for which then nothing else is to be done.
+    fn in_place(
+        &self,
+        scratch: &mut Scratch<C::Scratch>,
+        positions: &[usize],
+        (axis, count): (usize, usize),
+        pass: Pass,
+    ) -> bool {
+        let Scratch { nowhere, inputs, outputs, start, .. } = scratch;
+        inputs.clear();
+        outputs.clear();
+        positions.iter().all(|&position| {
+            *start.last_mut().expect("the scan axis is the last") = position;
+            let run = Run { start, axis, count };
+            let written = match pass {
+                Pass::Aggregate => {
+                    outputs.extend_from_slice(nowhere);
+                    true
+                }
+                Pass::Apply => self.edges.direct(&run, outputs),
+            };
+            written && self.edges.in_place(&run, inputs)
+        })
+    }
+
+    /// As [`Engine::in_place`] for one position, whose elements are made where they are not in memory.
+    fn position(
+        &self,
+        scratch: &mut Scratch<C::Scratch>,
+        position: usize,
+        (axis, count): (usize, usize),
+        pass: Pass,
+    ) -> Result<bool> {
+        let Scratch { edges, nowhere, inputs, outputs, start, .. } = scratch;
+        *start.last_mut().expect("the scan axis is the last") = position;
+        let run = Run { start, axis, count };
+        self.edges.elements(edges, &run, inputs)?;
+        outputs.clear();
+        let direct = pass == Pass::Apply && C::DIRECT && self.edges.direct(&run, outputs);
+        if !direct {
+            outputs.clone_from(nowhere);
+        }
+        Ok(direct)
     }
 
     /// Where a group starts, the axis that its lanes run along, and their number.

@@ -128,6 +128,7 @@ impl Compiled {
 impl Combine for Compiled {
     type Scratch = Result<Scratch>;
     const DIRECT: bool = false;
+    const POSITIONS: usize = 1;
 
     fn scratch(&self) -> Result<Scratch> {
         let buffers = |elements: usize| -> Result<Vec<Aligned<u64>>> {

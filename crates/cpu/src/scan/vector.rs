@@ -1,11 +1,12 @@
 //! Combine functions that have vector code of their own: which compiled kernels one takes.
 
+use std::array::from_fn;
 use std::marker::PhantomData;
 
 use tilewright_ir::Result;
 use tilewright_plan::Kind;
 
-use super::column::{Column, ColumnArguments};
+use super::column::{self, Column, ColumnArguments};
 use super::edges::Run;
 use super::engine::{Combine, Folded, Outputs};
 use super::lanes::{Element, Lanes, Portable};
@@ -83,6 +84,7 @@ fn vector<L: Lanes, M: Monoid<S>, const S: usize>(
 impl<E: Element, const S: usize> Combine for Vector<E, S> {
     type Scratch = ();
     const DIRECT: bool = true;
+    const POSITIONS: usize = column::POSITIONS;
 
     fn scratch(&self) {}
 
@@ -129,11 +131,15 @@ impl<E: Element, const S: usize> Combine for Vector<E, S> {
         fresh: bool,
     ) -> Result<()> {
         let (state, kept) = state;
+        let positions = inputs.len() / S;
+        // Of one position alone there is no next one to be read.
+        let first = |position: usize| if position < positions { position * S } else { 0 };
         let arguments = ColumnArguments {
-            inputs: self.order.map(|place| inputs[place].cast::<E>()),
+            inputs: from_fn(|p| self.order.map(|place| inputs[first(p) + place].cast::<E>())),
             state: self.order.map(|place| state[place].cast::<E>()),
-            outputs: self.order.map(|place| outputs.pointers[place].cast::<E>()),
+            outputs: from_fn(|p| self.order.map(|place| outputs.pointers[first(p) + place].cast::<E>())),
             stream: outputs.stream,
+            positions,
             count: run.count,
             fresh,
             aside: kept[self.order[0]],

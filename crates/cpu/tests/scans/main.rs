@@ -239,3 +239,17 @@ fn gradients_run() {
         }
     }
 }
+
+#[test]
+fn what_is_too_large_for_a_cache_is_streamed_over_an_outer_axis() {
+    let mut random = Random::new(11);
+    // Rows of whole cache lines, of whole vectors, and of neither.
+    for (lanes, length) in [(2064, 1100), (1032, 2100), (1403, 1501)] {
+        for combine in FAMILY.iter().filter(|combine| ["sum", "affine"].contains(&combine.name)) {
+            let reverse = random.once_in(2);
+            let graph =
+                scan(combine, &[lanes], 0, length, reverse, &[(combine.region)(&[1]).results().len() - 1]);
+            check(&graph, &inputs(&graph, &mut random), &format!("{} of {length} by {lanes}", combine.name));
+        }
+    }
+}
