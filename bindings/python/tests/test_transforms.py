@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad as torch_forward_ad
@@ -92,6 +94,40 @@ def test_jacobians_and_hessians() -> None:
     torch.testing.assert_close(functional.jacfwd(totals)(bias), functional.jacrev(totals)(bias))
     golden = double_reverse.hessian(_loss, bias)
     torch.testing.assert_close(functional.hessian(_loss)(bias), golden)
+
+
+_QUERY = _random(2, 2, 5, 4)
+
+
+def _traceable(bias: Tensor) -> Tensor:
+    """A loss that calls nothing which PyTorch's compiler does not know."""
+    return flex_attention(_QUERY, _QUERY, _QUERY, lambda s, b, h, i, j: s + bias[h, i - j + 4]).square().sum()
+
+
+def _forward_mode(bias: Tensor) -> Tensor:
+    with forward_ad.dual_level():
+        dual = _traceable(forward_ad.make_dual(bias, bias.sin()))
+        tangent: Tensor = forward_ad.unpack_dual(dual).tangent
+        return tangent
+
+
+# Inside a compiled function, PyTorch's operators fail under these, and those of a scan lost the tangent.
+_INSIDE: dict[str, Callable[[Tensor], Any]] = {
+    "vmap": lambda bias: torch.vmap(_traceable)(torch.stack([bias, 2 * bias])),
+    "grad": functional.grad(_traceable),
+    "jvp": lambda bias: functional.jvp(_traceable, (bias,), (bias.sin(),))[1],
+    "jvp of a scan": lambda bias: functional.jvp(lambda x: _recur(x, x), (bias,), (bias.sin(),))[1],
+    "forward mode": _forward_mode,
+}
+
+
+@pytest.mark.parametrize("name", _INSIDE)
+def test_a_transformation_inside_a_compiled_function(name: str) -> None:
+    function, bias = _INSIDE[name], _random(2, 10).sigmoid()
+    with pytest.raises(RuntimeError, match=r"tilewright inside torch\.vmap, torch\.func or forward mode.*uncompiled"):
+        torch.compile(function, fullgraph=True)(bias)
+    torch._dynamo.reset()
+    torch.testing.assert_close(torch.compile(function)(bias), function(bias))
 
 
 def test_operator_under_a_transformation_is_well_registered() -> None:

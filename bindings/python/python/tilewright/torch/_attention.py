@@ -111,6 +111,10 @@ def flex_attention(
     >>> bias.grad.shape
     torch.Size([2, 15])
     """
+    if torch.compiler.is_dynamo_compiling() and _compile.is_transformed():
+        return _uncompiled(
+            query, key, value, score_mod, block_mask, scale, enable_gqa, return_lse, return_aux=return_aux
+        )
     if return_lse and return_aux is not None:
         raise ArgumentError("return_lse: give return_aux=AuxRequest(lse=True) alone")
     if block_mask is not None and not isinstance(block_mask, TorchBlockMask):
@@ -143,6 +147,9 @@ def flex_attention(
     if return_aux is not None:
         return out, AuxOutput(lse=lse if with_lse else None, max_scores=maximum if with_max else None)
     return (out, lse) if return_lse else out
+
+
+_uncompiled = _compile.uncompiled(flex_attention)
 
 
 def _converts(device: str) -> bool:

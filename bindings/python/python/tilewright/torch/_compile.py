@@ -13,15 +13,38 @@ from typing import Any
 import torch
 import torch.utils._pytree as pytree
 from torch import Tensor, fx
+from torch._C._functorch import maybe_current_level
 from torch._higher_order_ops.flex_attention import flex_attention as flex_attention_op
 from torch._higher_order_ops.wrap import wrap
 from torch._inductor.custom_graph_pass import CustomGraphPass
+from torch.autograd import forward_ad
 from torch.nn.attention import flex_attention as torch_module
 from torch.nn.attention.flex_attention import noop_mask
 
 from tilewright import _native
 from tilewright.torch import _rows
 from tilewright.torch._replace import FUNCTION_ONLY, NATURAL, replace_calls
+
+
+def uncompiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function for calls that are transformed, which leave the compiled function; ``fullgraph=True`` forbids that, and
+    shows the reason."""
+    reason = (
+        "tilewright inside torch.vmap, torch.func or forward mode inside torch.compile runs uncompiled: PyTorch's operators "
+        "for attention and scans know none of these. Transform an uncompiled function, or leave out fullgraph=True."
+    )
+    disable: Callable[..., Callable[..., Any]] = torch.compiler.disable
+    return disable(function, reason=reason)
+
+
+def _in_transformation() -> bool:
+    return maybe_current_level() is not None or forward_ad._current_level >= 0
+
+
+_constant: Callable[..., Callable[[], bool]] = torch.compiler.assume_constant_result
+
+#: Whether the call that is being compiled is inside ``torch.func`` or forward mode.
+is_transformed = _constant(_in_transformation)
 
 
 def _identity(score: Any, b: Any, h: Any, q: Any, k: Any) -> Any:

@@ -58,6 +58,8 @@ def associative_scan(
     >>> y.tolist()
     [1.0, 1.5, 1.75, 1.875]
     """
+    if torch.compiler.is_dynamo_compiling() and _compile.is_transformed():
+        return _uncompiled(combine_fn, xs, dim, reverse, init=init, exclusive=exclusive, segments=segments)
     if combine_mode not in ("pointwise", "generic"):
         raise ArgumentError(f'combine_mode: "pointwise" or "generic" expected, {combine_mode!r} found')
     leaves, structure = pytree.tree_flatten(xs)
@@ -83,6 +85,9 @@ def associative_scan(
         )
         results = call([*leaves, *(start or ()), *([] if segments is None else [segments]), *captures], program)
     return pytree.tree_unflatten(results, structure)
+
+
+_uncompiled = _compile.uncompiled(associative_scan)
 
 
 def _init(init: Any, structure: Any) -> list[Tensor]:
