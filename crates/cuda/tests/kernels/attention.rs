@@ -378,11 +378,49 @@ fn captured_gradients_by_warpgroups() {
         one_pass(DType::BF16, Sizes { queries: 90, keys: 150, ..LONG }, "relative and sum", Some(&MASKS[2])),
         one_pass(DType::BF16, LONG, "query and key", None),
         one_pass(DType::BF16, LONG, "head gate", Some(&MASKS[3])),
+        one_pass(DType::BF16, Sizes { heads: 2, key_heads: 2, ..far }, "head gate", Some(&MASKS[0])),
+        one_pass(DType::F16, Sizes { heads: 1, key_heads: 1, ..wide }, "head gain", None),
         one_pass(DType::BF16, LONG, "window table", None),
         one_pass(DType::BF16, LONG, "graph distance", None),
         one_pass(DType::BF16, LONG, "indirect", None),
     ];
     check(&cases);
+}
+
+/// Without a cotangent of the log-sum-exp, as models have it.
+fn of_the_output(dtype: DType, sizes: Sizes, score: &str, mask: Option<&Mask>) -> Case {
+    let score = SCORES.iter().find(|known| known.name == score).expect("a score function of the table");
+    let label = format!("{} in {dtype} of {sizes:?}, of the output alone", score.name);
+    let mut random = Random::new(label.len() as u64);
+    let (mut graph, limits) = attention(dtype, sizes, score, mask);
+    graph.set_results(graph.results()[..1].to_vec());
+    let inputs = inputs(&graph, &limits, &mut random);
+    let (graph, inputs) = with_gradients(graph, inputs, &mut random);
+    Case::new(label, graph, inputs)
+}
+
+#[test]
+fn gains_of_heads_by_warpgroups() {
+    let wide = Sizes { head_size: 128, value_size: 128, queries: 200, keys: 140, heads: 1, ..LONG };
+    let several = Sizes { batch: 2, key_batch: 2, key_heads: 2, ..LONG };
+    let narrow = Sizes { head_size: 104, value_size: 40, ..several };
+    let cases = [
+        (1, one_pass(DType::BF16, several, "head gate", Some(&MASKS[0]))),
+        (1, one_pass(DType::F16, wide, "head gain", None)),
+        (1, one_pass(DType::BF16, narrow, "head gain", Some(&MASKS[3]))),
+        (1, of_the_output(DType::BF16, several, "scalar", Some(&MASKS[0]))),
+        // Its term of the cotangent alone does not vanish.
+        (0, one_pass(DType::BF16, several, "scalar", None)),
+        // Two heads share keys.
+        (0, one_pass(DType::BF16, LONG, "head gain", None)),
+    ];
+    for (gains, case) in &cases {
+        let says = format!("constexpr int GAINS = {gains};");
+        let mut steps = case.program.steps.iter();
+        let said = steps.any(|(_, step)| matches!(step, Step::Launch(l) if l.source.body.contains(&says)));
+        assert!(said, "{}", case.label);
+    }
+    check(&cases.map(|(_, case)| case));
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! The gradient of attention: which passes there are, and what each sums.
 
+mod gains;
 mod one_pass;
 
 use tilewright_ir::Result;

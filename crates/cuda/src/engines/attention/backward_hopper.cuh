@@ -75,7 +75,11 @@ DEVICE void differentiate(const Parameters& p, int b, int h, int query, int key,
             }
             float slope = weight * (slopes[j][e] - rows.x[e % 2]);
             float of_pair[at_least_one(TERMS)] = {};
-            if constexpr (SCORED) slope = gradient(p, b, h, q, k, scores[j][e], slope, live, fault, of_pair);
+            if constexpr (SCORED) {
+                float of_raw_score = gradient(p, b, h, q, k, scores[j][e], slope, live, fault, of_pair);
+                // The gain is a factor of what the slopes are summed to.
+                if constexpr (!GAINED) slope = of_raw_score;
+            }
             slopes[j][e] = live ? slope : 0;
 #pragma unroll
             for (int i = 0; i < TERMS; ++i) of_pair[i] = live ? of_pair[i] : 0;
@@ -153,6 +157,22 @@ DEVICE void store_keys(const Parameters& p, Element* to, long long row_stride, c
             }
         }
     }
+}
+
+// A thread's part of the inner product of 16 keys with sums for them. Keys without any are not looked at.
+template <int BLOCKS>
+DEVICE float keys_times(const float (&sums)[BLOCKS][4], const Element* keys, int first) {
+    int g = lane_index() / 4, t = lane_index() % 4;
+    float total = 0;
+#pragma unroll
+    for (int j = 0; j < BLOCKS; ++j) {
+#pragma unroll
+        for (int e = 0; e < 4; ++e) {
+            int at = panel_place<KEYS>(first + g + e / 2 * 8, 8 * j + 2 * t + e % 2);
+            if (sums[j][e] != 0) total += sums[j][e] * to_float(keys[at]);
+        }
+    }
+    return total;
 }
 
 // Scores, weights and slopes of this warpgroup's keys; the products that end at keys and at queries; terms.
@@ -417,10 +437,30 @@ DEVICE void multiply_and_differentiate(const Parameters& p) {
     sync_warp();
     if (lane_index() == 0) arrive(PAIRS > 0 ? &s.barriers->full_pairs : &s.barriers->full_sums);
 
+    float factor = scale;
+    if constexpr (GAINED) {
+        int of_batch = own.key_batch, of_head = own.key_head;
+        if constexpr (GAINS > 0) {
+            float sum = scale * keys_times<HEAD / 8>(key_sums, s.key_tile, 16 * warp);
+            for (int lanes = 16; lanes > 0; lanes /= 2) sum += shuffle_xor(sum, lanes);
+            // No product reads the slopes any more.
+            meet(3, 2 * GROUP);
+            float* of_warps = (float*)s.slope_tiles;
+            if (lane_index() == 0) of_warps[warp] = sum;
+            meet(3, 2 * GROUP);
+            if (thread < GAINS) {
+                float all = 0;
+                for (int i = 0; i < 8; ++i) all += of_warps[i];
+                p.head_sums[(((HEAD_SUMS + thread) * p.batch + of_batch) * p.heads + of_head) * own.tiles + own.number] =
+                    all * gain(p, 1 + thread, of_batch, of_head, fault);
+            }
+        }
+        factor *= gain(p, 0, of_batch, of_head, fault);
+    }
     if constexpr (KEY_COTANGENT) {
         Element* to = p.key_cotangent + own.key_batch * p.key_cotangent_strides[0] +
                       own.key_head * p.key_cotangent_strides[1];
-        store_keys<HEAD_SIZE>(p, to, p.key_cotangent_strides[2], key_sums, key, scale);
+        store_keys<HEAD_SIZE>(p, to, p.key_cotangent_strides[2], key_sums, key, factor);
     }
     if constexpr (VALUE_COTANGENT) {
         Element* to = p.value_cotangent + own.key_batch * p.value_cotangent_strides[0] +

@@ -17,6 +17,8 @@ KERNEL void __launch_bounds__(256) store_queries(const __grid_constant__ Paramet
     bool any = p.turns[1 + tile] != 0;
     const float* sums = p.query_sums + number * 4;
     long long head = tile / tiles, b = head / p.heads, h = head % p.heads;
+    Fault fault;
+    if constexpr (GAINED) factor *= gain(p, 0, b, h, fault);
     Element* to = p.query_cotangent + b * p.query_cotangent_strides[0] + h * p.query_cotangent_strides[1];
 #pragma unroll
     for (int half = 0; half < 2; ++half) {

@@ -1,8 +1,12 @@
 //! The gradient of attention on Hopper, in one pass of five products: queries' cotangents are added up from block to
 //! block in a fixed order.
 
+use tilewright_plan::Program;
+
+use crate::codegen::region::Site;
 use crate::codegen::tiles::OnePassNeeds;
 
+use super::gains::Gain;
 use super::*;
 
 const PANELS: &str = include_str!("../../../engines/attention/panels.cuh");
@@ -22,6 +26,8 @@ enum Term {
     Key,
     Row,
     Head,
+    /// By head, where it is one of the gain's.
+    Gain,
     Difference,
     Sum,
     Pair,
@@ -31,6 +37,7 @@ enum Term {
 pub(super) struct OnePass<'a> {
     tiles: tiles::OnePassTiles,
     terms: Vec<(Term, &'a CaptureReduction)>,
+    gain: Option<Gain>,
     /// Which heads share the elements that pairs own, if there is such a term.
     apart: Option<Apart>,
 }
@@ -83,10 +90,18 @@ pub(super) fn tiles<'a>(
         Class::Sum => Some(Term::Sum),
         Class::Table => None,
     };
-    let candidates = by_keys.iter().map(|reduction| (Term::Key, *reduction));
-    let candidates = candidates
-        .chain(by_queries.iter().filter_map(|(class, reduction)| Some((term(*class)?, *reduction))))
-        .collect::<Vec<_>>();
+    let mut gain = Gain::of(backward);
+    let mut gains = Vec::new();
+    let mut candidates: Vec<_> = by_keys.iter().map(|reduction| (Term::Key, *reduction)).collect();
+    for &(class, reduction) in by_queries.iter() {
+        match term(class) {
+            Some(Term::Head) if gain.as_mut().is_some_and(|gain| gain.take(backward, reduction)) => {
+                gains.push((Term::Gain, reduction));
+            }
+            Some(term) => candidates.push((term, reduction)),
+            None => {}
+        }
+    }
     // Heads that share elements wait for one another at each tile, so that all must have the same tiles.
     let map = attention.block_map.and_then(|slot| lowering.block_maps[slot]);
     let same_tiles = map.is_none_or(|(map, _)| map.batch == 1 && map.heads == 1);
@@ -113,7 +128,9 @@ pub(super) fn tiles<'a>(
             pairs: of(Term::Pair),
         };
         let tiles = tiles::one_pass_tiles(needs, target.shared_bytes)?;
-        Some(OnePass { tiles, terms, apart: pair.map(|(_, apart)| apart) })
+        terms.extend(&gains);
+        terms.sort_by_key(|(term, _)| *term);
+        Some(OnePass { tiles, terms, gain: gain.clone(), apart: pair.map(|(_, apart)| apart) })
     })?;
     let taken = |reduction: &CaptureReduction| found.terms.iter().any(|(_, of)| std::ptr::eq(*of, reduction));
     by_keys.retain(|reduction| !taken(reduction));
@@ -142,7 +159,7 @@ impl Gradient<'_, '_> {
         let size = |term| match term {
             Term::Key => slices * keys,
             Term::Row => key_tiles * slices * queries,
-            Term::Head => slices * key_tiles,
+            Term::Head | Term::Gain => slices * key_tiles,
             Term::Difference | Term::Sum => slices * key_tiles * line,
             Term::Pair => 0,
         };
@@ -157,7 +174,7 @@ impl Gradient<'_, '_> {
         };
         let key_sums = place(&[Term::Key]);
         let row_sums = place(&[Term::Row]);
-        let head_sums = place(&[Term::Head]);
+        let head_sums = place(&[Term::Head, Term::Gain]);
         let diagonals = place(&[Term::Difference, Term::Sum]);
 
         let apart = pass.apart;
@@ -196,17 +213,21 @@ impl Gradient<'_, '_> {
         }
         constants += &constant("bool", "SCORED", backward.joint.is_some());
         // Whether the score function's derivative, or a term, is other for another score.
+        let of_pairs =
+            || pass.terms.iter().filter(|(term, _)| *term != Term::Gain).map(|(_, reduction)| *reduction);
         let again = backward.joint.as_ref().is_some_and(|joint| {
-            let terms = pass.terms.iter().map(|(_, reduction)| reduction.result);
-            let wanted: Vec<_> = terms.chain([1]).map(|result| joint.results[result]).collect();
-            indices::read(joint, &wanted, 4)
+            let slope = pass.gain.is_none().then_some(1);
+            let wanted = of_pairs().map(|reduction| reduction.result).chain(slope);
+            indices::read(joint, &wanted.map(|result| joint.results[result]).collect::<Vec<_>>(), 4)
         });
+        constants += &constant("bool", "GAINED", pass.gain.is_some());
         constants += &constant("bool", "AGAIN", again);
         constants += &apart_constants(apart);
         for (name, value) in [
             ("KEY_SUMS", pass.count(Term::Key)),
             ("ROW_SUMS", pass.count(Term::Row)),
             ("HEAD_SUMS", pass.count(Term::Head)),
+            ("GAINS", pass.count(Term::Gain)),
             ("DIFFERENCES", pass.count(Term::Difference)),
             ("SUMS", pass.count(Term::Sum)),
             ("PAIRS", pass.count(Term::Pair)),
@@ -216,8 +237,10 @@ impl Gradient<'_, '_> {
         ] {
             constants += &constant("int", name, value);
         }
-        let of_pass: Vec<&CaptureReduction> = pass.terms.iter().map(|(_, reduction)| *reduction).collect();
-        let text = self.functions(&tiles.common(), constants, &of_pass, &[], &mut parameters);
+        let text =
+            self.functions(&tiles.common(), constants, &of_pairs().collect::<Vec<_>>(), &[], &mut parameters);
+        let (text, sites) = self.gain(pass, text, &mut parameters);
+        self.lowering.program.sites.extend(sites);
         let comment = format!(
             "the gradient of attention of {} in one pass, in tiles of {KEYS} keys and {} queries.",
             attention.dtype, tiles.columns
@@ -233,20 +256,22 @@ impl Gradient<'_, '_> {
             shared_bytes: tiles.shared_bytes,
             arguments: parameters.arguments,
         });
-        self.store_queries(tiles, turns, query_sums);
+        self.store_queries(pass, turns, query_sums);
 
         if let (Some(apart), Some((Term::Pair, reduction))) = (apart, pass.terms.last()) {
             self.store_pairs(tiles, (apart, pair_tiles), reduction, (pair_turns, pair_sums), totals);
         }
-        let mut numbers = [0; 5];
+        let mut numbers = [0; 7];
         for (term, reduction) in &pass.terms {
+            let number = numbers[*term as usize];
             let (start, number) = match term {
-                Term::Key => (key_sums, numbers[0]),
-                Term::Row => (row_sums, numbers[1]),
-                Term::Head => (head_sums, numbers[2]),
-                Term::Difference => (diagonals, numbers[3]),
-                // Differences and sums lie in one array, the differences first.
-                Term::Sum => (diagonals, pass.count(Term::Difference) + numbers[4]),
+                Term::Key => (key_sums, number),
+                Term::Row => (row_sums, number),
+                Term::Head => (head_sums, number),
+                // Of two that lie in one array, these come second.
+                Term::Gain => (head_sums, pass.count(Term::Head) + number),
+                Term::Difference => (diagonals, number),
+                Term::Sum => (diagonals, pass.count(Term::Difference) + number),
                 Term::Pair => continue,
             };
             numbers[*term as usize] += 1;
@@ -254,7 +279,7 @@ impl Gradient<'_, '_> {
             let order = match term {
                 Term::Key => Order::row(keys),
                 Term::Row => Order::rows_of_tiles(queries, slices, key_tiles),
-                Term::Head => Order::head(key_tiles),
+                Term::Head | Term::Gain => Order::head(key_tiles),
                 Term::Difference => {
                     let base = (KEYS as i64 - keys as i64, -(KEYS as i64));
                     Order::diagonals(By::Difference, shape, key_tiles, line, base)
@@ -265,6 +290,18 @@ impl Gradient<'_, '_> {
             let start = start + 4 * size(*term) * number;
             captures::scatter(backward, reduction, order, start, totals, self.lowering);
         }
+    }
+
+    /// A text with the gain's function, 1 where there is no gain, and the reads in it that may fail.
+    fn gain(&self, pass: &OnePass, text: String, parameters: &mut Parameters) -> (String, Vec<Site>) {
+        let attention = &self.backward.attention;
+        let mut sites = Vec::new();
+        let (tables, pairs) = (&attention.tables[..], Pairs::of(attention));
+        let mut functions = Functions { text, parameters, sites: &mut sites, tables, pairs };
+        let none = (&Gain::default(), &Program::default());
+        let (gain, joint) = pass.gain.as_ref().zip(self.backward.joint.as_ref()).unwrap_or(none);
+        gain.write(joint, &mut functions);
+        (functions.text, sites)
     }
 
     /// What belongs to the rows of scores.
@@ -342,7 +379,8 @@ impl Gradient<'_, '_> {
         });
     }
 
-    fn store_queries(&mut self, tiles: &tiles::OnePassTiles, turns: usize, query_sums: usize) {
+    fn store_queries(&mut self, pass: &OnePass, turns: usize, query_sums: usize) {
+        let tiles = &pass.tiles;
         let attention = &self.backward.attention;
         let AttentionShape { batch, heads, queries, head_size, .. } = attention.shape;
         let Some(view) = &self.backward.query_cotangent else { return };
@@ -358,6 +396,10 @@ impl Gradient<'_, '_> {
         for (name, value) in [("COLUMNS", tiles.columns), ("HEAD", tiles.head), ("HEAD_SIZE", head_size)] {
             text += &constant("int", name, value);
         }
+        text += &constant("bool", "GAINED", pass.gain.is_some());
+        parameters.tables(&attention.tables);
+        // The pass has reported what may fail.
+        let (text, _) = self.gain(pass, text, &mut parameters);
         let comment = "rounds the queries' cotangents.";
         let source = Source::new("store_queries", comment, &parameters, &text, &[STORE_QUERIES]);
         let fours = batch * heads * queries.div_ceil(tiles.columns) * tiles.columns * tiles.head / 4;
