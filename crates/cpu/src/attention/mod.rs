@@ -4,6 +4,7 @@ use tilewright_ir::{DType, Result};
 use tilewright_plan::{AttentionBackward, AttentionForward};
 
 use factors::Packs;
+use few::InMemory;
 use keys::Keys;
 use operands::{Operands, matrix};
 use tilewright_plan::attention::AttentionShape;
@@ -15,6 +16,7 @@ mod backward;
 #[cfg(target_arch = "x86_64")]
 mod bf16;
 mod factors;
+mod few;
 mod forward;
 mod keys;
 mod operands;
@@ -29,9 +31,16 @@ mod vector;
 /// Runs attention.
 pub(crate) fn forward(kernel: &AttentionForward, memory: &Memory, context: &Context) -> Result<()> {
     let operands = Operands::new(&kernel.attention, memory)?;
+    if few::few(&operands.shape) {
+        return match score_dtype(kernel.attention.dtype) {
+            DType::F64 => {
+                forward::forward::<f64>(kernel, &InMemory::new::<f64>(&operands, context), memory, context)
+            }
+            _ => forward::forward::<f32>(kernel, &InMemory::new::<f32>(&operands, context), memory, context),
+        };
+    }
     #[cfg(target_arch = "x86_64")]
     if kernel.attention.dtype == DType::BF16
-        && !keys::few(&operands.shape)
         && let Some(keys) = bf16::Keys::new(&operands, kernel.unrounded.is_some(), context)?
     {
         return forward::forward(kernel, &keys, memory, context);

@@ -242,7 +242,7 @@ impl<S: Scalar> Work<S> for Pack<S> {
                     *finite.add(start + i) = row.iter().all(|x| x.is_finite()) as u8;
                 }
                 match layout {
-                    Layout::Transposed => pack_columns::<V>(block, size, to.add(start * row)),
+                    Layout::Transposed => pack_columns(block, size, width, to.add(start * row)),
                     Layout::Rows => pack_rows::<V>(block, size, to.add(start * row), row),
                 }
             }

@@ -2,11 +2,17 @@
 //!
 //! Every element of query, key and value is converted here once and never looked at in its own type again.
 
+use std::ops::Range;
+
 use half::{bf16, f16};
 use tilewright_ir::DType;
 
 use super::product::width;
 use super::vector::{Scalar, Vector};
+use crate::isa::prefetch;
+
+/// Bytes of a cache line.
+const LINE: usize = 64;
 
 /// A float array in memory with up to four axes, the last of them the one that rows run along.
 #[derive(Clone, Copy, Debug)]
@@ -47,6 +53,22 @@ impl Strided {
         let fits = self.dtype == S::DTYPE && element == 1 && row >= 0;
         // SAFETY: as the caller vouches.
         fits.then(|| (unsafe { self.row([batch, head, first]) }.cast_const().cast(), row as usize))
+    }
+
+    /// Asks for rows of so many elements that are to be read soon, where their elements are neighbours.
+    pub(super) fn fetch(&self, (batch, head): (usize, usize), rows: Range<usize>, size: usize) {
+        let [batch_stride, head_stride, row_stride, element] = self.strides;
+        if element != 1 {
+            return;
+        }
+        let bytes = self.dtype.size();
+        let first = batch as isize * batch_stride + head as isize * head_stride;
+        for row in rows {
+            let start = self.data.wrapping_offset((first + row as isize * row_stride) * bytes as isize);
+            for line in (0..size * bytes).step_by(LINE) {
+                prefetch(start.wrapping_add(line));
+            }
+        }
     }
 
     /// Copies a row of two-byte elements as they are.
@@ -177,18 +199,17 @@ pub(super) unsafe fn pack_rows<V: Vector>(
     }
 }
 
-/// The panel of the transpose of at most a panel's width of rows: its columns are the rows of `block`, then
-/// zeros.
+/// The panel, `width` columns wide, of the transpose of at most as many rows: its columns are the rows of `block`,
+/// then zeros.
 ///
 /// # Safety
 /// `to` is good for a panel of `size` rows.
 #[inline(always)]
-pub(super) unsafe fn pack_columns<V: Vector>(block: &[V::Scalar], size: usize, to: *mut V::Scalar) {
-    let width = width::<V>();
+pub(super) unsafe fn pack_columns<S: Scalar>(block: &[S], size: usize, width: usize, to: *mut S) {
     // SAFETY: as the caller vouches.
     let to = unsafe { std::slice::from_raw_parts_mut(to, size * width) };
     if block.len() < width * size {
-        to.fill(V::Scalar::default());
+        to.fill(S::default());
     }
     for (column, row) in block.chunks_exact(size.max(1)).enumerate() {
         for (depth, &x) in row.iter().enumerate() {

@@ -53,6 +53,21 @@ pub(crate) struct Target<S> {
 /// The machine has the instruction set of `V`, and the operands cover the extents.
 #[inline(always)]
 pub(crate) unsafe fn product<V: Vector>(
+    extents: (usize, usize, usize),
+    left: Left<V::Scalar>,
+    right: Panels<V::Scalar>,
+    target: Target<V::Scalar>,
+) {
+    // SAFETY: as the caller vouches.
+    unsafe { product_of::<V, WIDTH>(extents, left, right, target) }
+}
+
+/// As [`product`], with panels of `W` vectors.
+///
+/// # Safety
+/// As [`product`].
+#[inline(always)]
+pub(crate) unsafe fn product_of<V: Vector, const W: usize>(
     (rows, depth, panels): (usize, usize, usize),
     left: Left<V::Scalar>,
     right: Panels<V::Scalar>,
@@ -62,17 +77,17 @@ pub(crate) unsafe fn product<V: Vector>(
         // SAFETY: within the extents that the caller vouches for.
         unsafe {
             let right = Panels { data: right.data.add(panel * right.stride), ..right };
-            let target = Target { data: target.data.add(panel * width::<V>()), ..target };
+            let target = Target { data: target.data.add(panel * W * V::LANES), ..target };
             let mut row = 0;
             while row < rows {
                 let left = Left { data: left.data.add(row * left.row), ..left };
                 let target = Target { data: target.data.add(row * target.row), ..target };
                 row += match rows - row {
-                    8.. if V::ROWS >= 8 => block::<V, 8>(depth, left, right, target),
-                    6.. if V::ROWS >= 6 => block::<V, 6>(depth, left, right, target),
-                    4.. => block::<V, 4>(depth, left, right, target),
-                    2.. => block::<V, 2>(depth, left, right, target),
-                    _ => block::<V, 1>(depth, left, right, target),
+                    8.. if V::ROWS >= 8 => block::<V, 8, W>(depth, left, right, target),
+                    6.. if V::ROWS >= 6 => block::<V, 6, W>(depth, left, right, target),
+                    4.. => block::<V, 4, W>(depth, left, right, target),
+                    2.. => block::<V, 2, W>(depth, left, right, target),
+                    _ => block::<V, 1, W>(depth, left, right, target),
                 };
             }
         }
@@ -81,7 +96,7 @@ pub(crate) unsafe fn product<V: Vector>(
 
 /// One register block; gives its rows.
 #[inline(always)]
-unsafe fn block<V: Vector, const ROWS: usize>(
+unsafe fn block<V: Vector, const ROWS: usize, const W: usize>(
     depth: usize,
     left: Left<V::Scalar>,
     right: Panels<V::Scalar>,
@@ -89,15 +104,19 @@ unsafe fn block<V: Vector, const ROWS: usize>(
 ) -> usize {
     // SAFETY: the caller vouches for `ROWS` rows, `depth` columns and one panel.
     unsafe {
-        let mut sums = [[V::splat(Default::default()); WIDTH]; ROWS];
+        let mut sums = [[V::splat(Default::default()); W]; ROWS];
         let (mut from, mut at) = (left.data, right.data);
         for _ in 0..depth {
-            let columns: [V; WIDTH] = [V::load(at), V::load(at.add(V::LANES))];
+            let mut columns = [V::splat(Default::default()); W];
+            for (i, column) in columns.iter_mut().enumerate() {
+                *column = V::load(at.add(i * V::LANES));
+            }
             let mut element = from;
             for sum in &mut sums {
                 let x = V::splat(*element);
-                sum[0] = x.fma(columns[0], sum[0]);
-                sum[1] = x.fma(columns[1], sum[1]);
+                for (sum, &column) in sum.iter_mut().zip(&columns) {
+                    *sum = x.fma(column, *sum);
+                }
                 element = element.add(left.row);
             }
             from = from.add(left.column);

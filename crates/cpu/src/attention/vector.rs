@@ -133,6 +133,8 @@ pub(crate) trait Vector: Copy {
     unsafe fn zero_where_less(self, x: Self, bound: Self) -> Self;
     /// The greatest of the lanes, none of which may be NaN.
     unsafe fn greatest(self) -> Self::Scalar;
+    /// The sum of the lanes, halves first.
+    unsafe fn total(self) -> Self::Scalar;
 
     /// eˣ for x at most about 88 (`f32`), 709 (`f64`): 0 below the least normal number, NaN for NaN.
     #[inline(always)]
@@ -281,6 +283,11 @@ macro_rules! portable {
             unsafe fn greatest(self) -> $scalar {
                 self.0.into_iter().fold(<$scalar>::NEG_INFINITY, <$scalar>::max)
             }
+            #[inline(always)]
+            unsafe fn total(self) -> $scalar {
+                let (low, high) = self.0.split_at($lanes / 2);
+                low.iter().zip(high).map(|(low, high)| low + high).sum()
+            }
         }
     };
 }
@@ -316,7 +323,7 @@ mod x86 {
         ($name:ident, $register:ty, $scalar:ty, lanes $lanes:literal, rows $rows:literal,
          $splat:ident, $load:ident, $store:ident, $add:ident, $sub:ident, $mul:ident, $fma:ident, $max:ident,
          power |$p:ident| $power:expr, zero |$value:ident, $x:ident, $bound:ident| $zero:expr,
-         greatest |$all:ident| $greatest:expr) => {
+         greatest |$all:ident| $greatest:expr, total |$lanes_of:ident| $total:expr) => {
             #[derive(Clone, Copy)]
             pub(crate) struct $name($register);
 
@@ -372,6 +379,11 @@ mod x86 {
                     let $all = self.0;
                     unsafe { $greatest }
                 }
+                #[inline(always)]
+                unsafe fn total(self) -> $scalar {
+                    let $lanes_of = self.0;
+                    unsafe { $total }
+                }
             }
         };
     }
@@ -388,6 +400,11 @@ mod x86 {
         let four = _mm_max_ps(_mm256_castps256_ps128(all), _mm256_extractf128_ps::<1>(all));
         let two = _mm_max_ps(four, _mm_movehl_ps(four, four));
         _mm_cvtss_f32(_mm_max_ss(two, _mm_shuffle_ps::<1>(two, two)))
+    },
+    total |all| {
+        let four = _mm_add_ps(_mm256_castps256_ps128(all), _mm256_extractf128_ps::<1>(all));
+        let two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+        _mm_cvtss_f32(_mm_add_ss(two, _mm_shuffle_ps::<1>(two, two)))
     });
 
     vector!(F64x4, __m256d, f64, lanes 4, rows 6,
@@ -401,6 +418,10 @@ mod x86 {
     greatest |all| {
         let two = _mm_max_pd(_mm256_castpd256_pd128(all), _mm256_extractf128_pd::<1>(all));
         _mm_cvtsd_f64(_mm_max_sd(two, _mm_unpackhi_pd(two, two)))
+    },
+    total |all| {
+        let two = _mm_add_pd(_mm256_castpd256_pd128(all), _mm256_extractf128_pd::<1>(all));
+        _mm_cvtsd_f64(_mm_add_sd(two, _mm_unpackhi_pd(two, two)))
     });
 
     vector!(F32x16, __m512, f32, lanes 16, rows 8,
@@ -411,7 +432,8 @@ mod x86 {
             _mm512_castsi512_ps(_mm512_add_epi32(shifted, _mm512_set1_epi32(0x3F80_0000)))
         },
         zero |value, x, bound| _mm512_maskz_mov_ps(_mm512_cmp_ps_mask::<_CMP_NLT_UQ>(x, bound), value),
-        greatest |all| _mm512_reduce_max_ps(all));
+        greatest |all| _mm512_reduce_max_ps(all),
+        total |all| _mm512_reduce_add_ps(all));
 }
 
 #[cfg(target_arch = "aarch64")]
@@ -480,6 +502,10 @@ mod neon {
         #[inline(always)]
         unsafe fn greatest(self) -> f32 {
             unsafe { vmaxvq_f32(self.0) }
+        }
+        #[inline(always)]
+        unsafe fn total(self) -> f32 {
+            unsafe { vaddvq_f32(self.0) }
         }
     }
 }
