@@ -68,9 +68,6 @@ fn with_gradients(mut graph: Graph, mut inputs: Vec<Array>, seed: u64) -> (Graph
     (graph, inputs)
 }
 
-/// Evaluations whose errors tell how large that of a plain one is wont to be.
-const SAMPLES: u64 = 32;
-
 fn check(label: &str, graph: Graph, inputs: &[Array]) {
     let layouts: Vec<Layout> = graph.parameter_types().iter().map(|ty| Layout::packed(&ty.shape)).collect();
     let program = compile(graph, &layouts).unwrap_or_else(|error| panic!("{label}: {error}"));
@@ -91,11 +88,10 @@ fn check(label: &str, graph: Graph, inputs: &[Array]) {
         let Type { dtype, shape } = golden.ty().clone();
         let found = tilewright::Array::from_bytes(dtype, shape, &found[i]).unwrap();
         let label = format!("{label}, result {i} of\n{graph}");
-        let sample = |seed| {
+        let sampled = |seed| {
             let results = tilewright_interp::run(graph, inputs, Precision::Sampled(seed));
             results.expect("a sound program")[i].to_f64s()
         };
-        let sampled = || (0..SAMPLES).map(sample).collect();
         golden::check_small(&label, &found, &golden.to_f64s(), &plain.to_f64s(), coarsest, sampled);
     }
     for threads in [2, 3, 8] {

@@ -69,31 +69,51 @@ fn factor(dtype: DType) -> f64 {
     }
 }
 
-/// Checks one result. Its error may be 1.35 times (narrow types) or 4 times (others) that of a plain evaluation in
-/// the types of the program. Where that is close by luck, as where a weight is 1, an error of the size of the
-/// type's own rounding is allowed: of one in narrow types, of two in `f32`, and of a few in `f64`.
+/// Evaluations whose errors tell how large that of a plain one is wont to be.
+const SAMPLES: u64 = 32;
+
+/// Checks one result against the golden rule, where `allowed` says what a plain evaluation's error allows.
+///
+/// Of a large result that error is a mean over many roundings, but a result of few elements may be close by luck: a
+/// single number that is a sum of much larger ones has one error there is. So where one evaluation allows too little,
+/// `sampled` gives further ones, with each rounding up or down at random, and the rule takes their root mean square
+/// instead. It depends on the condition of the sums and on the magnitudes in between, and not on the result that is
+/// checked. Such a rounding has √2 times the error of one to the nearest, by which it is divided.
 #[track_caller]
-pub fn check(label: &str, found: &Array, golden: &[f64], plain: &[f64]) {
+fn check_by(
+    label: &str,
+    found: &Array,
+    golden: &[f64],
+    plain: &[f64],
+    allowed: impl Fn(f64) -> f64,
+    sampled: impl Fn(u64) -> Vec<f64>,
+) {
+    let plain = error(golden, plain);
+    if error(golden, &elements(found)) <= allowed(plain) {
+        return;
+    }
+    let errors: Vec<f64> = (0..SAMPLES).map(|seed| error(golden, &sampled(seed))).collect();
+    let wont = root_mean_square(errors.iter().copied().filter(|error| error.is_finite()));
+    within(label, found, golden, allowed(plain.max(wont / 2f64.sqrt())));
+}
+
+/// Checks one result. Its error may be 1.35 times (narrow types) or 4 times (others) that of a plain evaluation in
+/// the types of the program. Where that is nothing, as where a weight is 1, an error of the size of the type's own
+/// rounding is allowed; of a few in `f64`.
+#[track_caller]
+fn check(label: &str, found: &Array, golden: &[f64], plain: &[f64], sampled: impl Fn(u64) -> Vec<f64>) {
     let (dtype, size) = (found.dtype(), size(golden));
     let roundings = match dtype {
-        DType::BF16 | DType::F16 => rounding(dtype) * size,
-        DType::F32 => 2.0 * rounding(dtype) * size,
+        DType::BF16 | DType::F16 | DType::F32 => rounding(dtype) * size,
         DType::F64 | DType::I64 | DType::I32 | DType::U8 | DType::Bool => {
             1e4 * rounding(dtype) * (1.0 + size)
         }
     };
-    within(label, found, golden, roundings.max(factor(dtype) * error(golden, plain)));
+    check_by(label, found, golden, plain, |plain| roundings.max(factor(dtype) * plain), sampled);
 }
 
 /// Checks one small result of a program whose coarsest float type is `coarsest`: some roundings are allowed beside
 /// the golden rule.
-///
-/// The rule multiplies the error of a plain evaluation. Of a large result that is a mean over many roundings, but a
-/// result of few elements may be close by luck: a single number that is a sum of much larger ones has one error
-/// there is. So where one evaluation allows too little, `sampled` gives further ones, with each rounding up or down
-/// at random, and the rule multiplies their root mean square instead. It depends on the condition of the sums and on
-/// the magnitudes in between, and not on the result that is checked. Such a rounding has √2 times the error of one
-/// to the nearest, by which it is divided.
 #[track_caller]
 pub fn check_small(
     label: &str,
@@ -101,7 +121,7 @@ pub fn check_small(
     golden: &[f64],
     plain: &[f64],
     coarsest: DType,
-    sampled: impl FnOnce() -> Vec<Vec<f64>>,
+    sampled: impl Fn(u64) -> Vec<f64>,
 ) {
     let size = size(golden).max(1.0);
     let allowed = |plain: f64| match coarsest {
@@ -109,13 +129,7 @@ pub fn check_small(
         DType::F64 => 1e-12 * size,
         _ => factor(coarsest) * plain + 16.0 * rounding(coarsest) * size,
     };
-    let plain = error(golden, plain);
-    if error(golden, &elements(found)) <= allowed(plain) {
-        return;
-    }
-    let errors: Vec<f64> = sampled().iter().map(|sample| error(golden, sample)).collect();
-    let wont = root_mean_square(errors.iter().copied().filter(|error| error.is_finite()));
-    within(label, found, golden, allowed(plain.max(wont / 2f64.sqrt())));
+    check_by(label, found, golden, plain, allowed, sampled);
 }
 
 fn size(golden: &[f64]) -> f64 {
@@ -136,6 +150,7 @@ pub fn check_all(label: &str, program: &Program, inputs: &impl Tree<Array>, foun
     let golden = reference(program, inputs, Precision::Exact);
     let plain = reference(program, inputs, Precision::Typed);
     for (i, (path, found)) in leaves(found).iter().enumerate() {
-        check(&format!("{label}, result {path}"), found, &golden[i], &plain[i]);
+        let sampled = |seed| reference(program, inputs, Precision::Sampled(seed)).swap_remove(i);
+        check(&format!("{label}, result {path}"), found, &golden[i], &plain[i], sampled);
     }
 }

@@ -7,6 +7,7 @@ mod attention;
 mod faults;
 mod generated;
 mod golden;
+mod instruction_sets;
 mod masks;
 mod memory;
 mod models;
