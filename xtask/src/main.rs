@@ -28,7 +28,7 @@ fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
     let outcome = match arguments.as_slice() {
-        ["test"] => tidy::run().and_then(|()| rust_tests()).and_then(|()| python::test()),
+        ["test"] => all_tests(),
         ["test", "--rust"] => tidy::run().and_then(|()| rust_tests()),
         ["test", "--python"] => python::test(),
         ["bench", rest @ ..] => bench::run(rest),
@@ -43,6 +43,24 @@ fn main() -> ExitCode {
             eprintln!("{message}");
             ExitCode::FAILURE
         }
+    }
+}
+
+/// Both halves, side by side: either has work for one core most of the time.
+fn all_tests() -> Outcome {
+    std::thread::scope(|scope| {
+        let environment = scope.spawn(python::environment);
+        tidy::run().and(environment.join().expect("no panic").map(|_| ()))
+    })?;
+    let python = python::Beside::begin()?;
+    let rust = rust_tests();
+    if let Err(message) = &rust {
+        eprintln!("{message}");
+    }
+    match (rust, python.end()) {
+        (Ok(()), python) => python,
+        (rust, Ok(())) => rust,
+        (Err(rust), Err(python)) => Err(format!("both halves failed:\n{rust}\n{python}")),
     }
 }
 

@@ -1,7 +1,8 @@
 //! The Python half of the tests: the wheel is built into a virtual environment that is kept between runs.
 
-use std::fs;
+use std::fs::{self, File};
 use std::path::{Path, PathBuf};
+use std::process::Child;
 
 use crate::{Outcome, command, execute, root};
 
@@ -38,6 +39,35 @@ const TOOLS: &[&str] = &["maturin>=1.9,<2", "pytest", "mypy", "pyright"];
 const TYPED: &[&str] =
     &["tests", "../../examples/python", "../../bench/python_overhead.py", "../../bench/python_gpu.py"];
 
+/// The Python half in a process of its own, beside other work: what it prints goes to a file, and is shown at its end.
+pub struct Beside {
+    process: Child,
+    log: PathBuf,
+}
+
+impl Beside {
+    pub fn begin() -> Result<Beside, String> {
+        let log = root().join("target/python-tests.log");
+        let begun = || {
+            let file = File::create(&log)?;
+            let mut task = command(std::env::current_exe()?, &["test", "--python"]);
+            task.stdout(file.try_clone()?).stderr(file).spawn()
+        };
+        let process = begun().map_err(|error| format!("the Python half: {error}"))?;
+        eprintln!("the Python half runs beside what follows; it is shown after that ({})", log.display());
+        Ok(Beside { process, log })
+    }
+
+    pub fn end(mut self) -> Outcome {
+        let status = self.process.wait().map_err(|error| format!("the Python half: {error}"))?;
+        let log = fs::read(&self.log).map_err(|error| format!("{}: {error}", self.log.display()))?;
+        let log = String::from_utf8_lossy(&log);
+        eprintln!("the Python half:\n{log}");
+        let last = log.lines().last().unwrap_or_default();
+        if status.success() { Ok(()) } else { Err(format!("the Python half failed ({status}): {last}")) }
+    }
+}
+
 /// Builds the binding and runs its tests and type checkers.
 pub fn test() -> Outcome {
     let environment = environment()?;
@@ -45,6 +75,8 @@ pub fn test() -> Outcome {
     let python = |arguments: &[&str]| {
         let mut command = command(environment.join("bin/python"), arguments);
         command.current_dir(root().join("bindings/python"));
+        // PyTorch's idle threads would spin, and take a core from the tests that run beside.
+        command.env("OMP_WAIT_POLICY", "passive");
         command
     };
     execute(&mut python(&["-m", "pytest"]))?;
@@ -84,7 +116,7 @@ fn install_package(environment: &Path) -> Outcome {
 }
 
 /// The virtual environment, made at its first use.
-fn environment() -> Result<PathBuf, String> {
+pub fn environment() -> Result<PathBuf, String> {
     let path = root().join("target/venv");
     let shown = path.to_string_lossy().into_owned();
     if !path.join("bin/python").exists() {
