@@ -57,6 +57,17 @@ for case in copy scans gpt2; do
     step "peer-$case" timeout 240 python3 device_peer.py $case
     cat "$logs/peer-$case.log"
 done
-step peer-jax timeout 120 python3 device_peer.py jax
-cat "$logs/peer-jax.log"
+step models-recurrence timeout 240 ./device recurrence
+cat "$logs/models-recurrence.log"
+for case in jax jax-model; do
+    step "peer-$case" timeout 120 python3 device_peer.py "$case"
+    cat "$logs/peer-$case.log"
+done
+# First calls: with nothing compiled before, and then from the disk.
+for turn in cold disk; do
+    TILEWRIGHT_CACHE=$PWD/cache-of-first-calls step "first-$turn" timeout 60 ./device first
+    cat "$logs/first-$turn.log"
+done
+step documents timeout 60 ./device documents
+cat "$logs/documents.log"
 exit $failed

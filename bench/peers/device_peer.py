@@ -1,4 +1,4 @@
-"""PyTorch's and JAX's side of the benchmarks on a GPU: `device_peer.py scans|gpt2|copy`, a line of JSON a case.
+"""PyTorch's and JAX's side of the benchmarks on a GPU: `device_peer.py scans|gpt2|copy|jax|jax-model`, a line of JSON a case.
 
 Run beside `device` (bench/src/bin/device) in the same call on the same machine.
 """
@@ -93,6 +93,74 @@ def jax_scans():
             emit(case="jax " + name, R=rows, T=length, ms=round(sorted(times)[5] * 1e3, 4))
 
 
+def jax_model(layers=12, batch=8, length=2048, width=768, words=256):
+    """The gated linear recurrences of `device recurrence`, jitted whole."""
+    import os
+
+    os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"
+    import jax
+    import jax.numpy as jnp
+
+    def recurrence(left, right):
+        return left[0] * right[0], right[0] * left[1] + right[1]
+
+    def half(x):
+        return x.astype(jnp.bfloat16)
+
+    def loss(model, tokens):
+        x = model["embedding"][tokens[:, :-1]]
+        for layer in model["layers"]:
+            normed = x * jax.lax.rsqrt((x * x).mean(-1, keepdims=True) + 1e-5) * layer["gain"]
+            gates = (half(normed) @ half(layer["gates"])).astype(jnp.float32)
+            kept, entering, leaving = jnp.split(gates, 3, axis=-1)
+            kept = jax.nn.sigmoid(kept)
+            states = jax.lax.associative_scan(recurrence, (kept, (1 - kept) * entering), axis=1)[1]
+            x = x + (half(states * jax.nn.silu(leaving)) @ half(layer["output"])).astype(jnp.float32)
+        logits = (half(x) @ half(model["embedding"]).T).astype(jnp.float32)
+        picked = jnp.take_along_axis(logits, tokens[:, 1:, None], axis=-1)[..., 0]
+        return (jax.nn.logsumexp(logits, axis=-1) - picked).mean()
+
+    def step(model, first, second, count, tokens):
+        value, gradient = jax.value_and_grad(loss)(model, tokens)
+        count = count + 1
+        first = jax.tree.map(lambda m, g: 0.9 * m + 0.1 * g, first, gradient)
+        second = jax.tree.map(lambda v, g: 0.999 * v + 0.001 * g * g, second, gradient)
+        one, two = 1 - 0.9**count, 1 - 0.999**count
+
+        def moved(p, m, v):
+            return p - 3e-4 * (m / one / (jnp.sqrt(v / two) + 1e-8) + 0.01 * p)
+
+        return value, jax.tree.map(moved, model, first, second), first, second, count
+
+    keys = jax.random.split(jax.random.PRNGKey(0), 2 * layers + 1)
+    model = {
+        "embedding": 0.02 * jax.random.normal(keys[-1], (words, width)),
+        "layers": [
+            {
+                "gain": jnp.ones(width),
+                "gates": 0.02 * jax.random.normal(keys[2 * i], (width, 3 * width)),
+                "output": 0.02 * jax.random.normal(keys[2 * i + 1], (width, width)),
+            }
+            for i in range(layers)
+        ],
+    }
+    rows, columns = jnp.meshgrid(jnp.arange(batch), jnp.arange(length + 1), indexing="ij")
+    tokens = (rows * 79 + columns * columns * 31) % words
+    compiled = jax.jit(step, donate_argnums=(0, 1, 2, 3))
+    state = (model, jax.tree.map(jnp.zeros_like, model), jax.tree.map(jnp.zeros_like, model), jnp.float32(0))
+    times, losses = [], []
+    for _ in range(6):
+        start = time.perf_counter()
+        for _ in range(6):
+            value, *state = compiled(*state, tokens)
+            losses.append(value)
+        jax.block_until_ready(state)
+        times.append((time.perf_counter() - start) / 6 * 1e3)
+    ms = round(sorted(times[1:])[2], 3)
+    ends = {"first_loss": round(float(losses[0]), 4), "last_loss": round(float(losses[-1]), 4)}
+    emit(case="jax recurrence model", layers=layers, B=batch, S=length, ms=ms, **ends)
+
+
 def gpt2(layers=12, batch=8, length=1024):
     import torch.nn.functional as F
     from torch import nn
@@ -176,4 +244,4 @@ def gpt2(layers=12, batch=8, length=1024):
 
 
 if __name__ == "__main__":
-    {"scans": scans, "jax": jax_scans, "gpt2": gpt2, "copy": copy}[sys.argv[1]]()
+    {"scans": scans, "jax": jax_scans, "jax-model": jax_model, "gpt2": gpt2, "copy": copy}[sys.argv[1]]()

@@ -1,9 +1,11 @@
 //! Scans and a language model's training step on a GPU, through the public functions; `bench/peers/device_peer.py`
 //! measures the same with PyTorch and JAX. Both print a line of JSON a case.
 //!
-//! `device scans|gpt2|copy|check [--layers N] [--profile]`
+//! `device scans|gpt2|recurrence|copy|first|documents [--layers N] [--profile]`
 
+mod first;
 mod gpt2;
+mod recurrence;
 
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -23,9 +25,12 @@ fn main() -> ExitCode {
     let ran = match arguments.first().map(String::as_str) {
         Some("scans") => scans(&arguments),
         Some("gpt2") => gpt2::run(&arguments),
+        Some("recurrence") => recurrence::run(&arguments),
         Some("copy") => copy(),
+        Some("first") => first::calls(),
+        Some("documents") => first::documents(),
         _ => {
-            eprintln!("usage: device scans|gpt2|copy");
+            eprintln!("usage: device scans|gpt2|recurrence|copy|first|documents");
             return ExitCode::FAILURE;
         }
     };

@@ -326,17 +326,17 @@ impl Writer<'_> {
 
     fn elements(&mut self) {
         let scan = self.scan;
-        self.line(0, "// The elements of a run of steps.");
+        self.reads("Loaded", "load_sources", "source", &scan.sources);
+        self.line(0, "// The elements of a run of steps, of what was read for it.");
         self.line(
             0,
-            "DEVICE void load_elements(const Parameters& p, const Row& row, Step step, State (&states)[RUN], \
-             Fault& fault) {",
+            "DEVICE void elements_of(const Parameters& p, const Row& row, Step step, const Loaded& loaded, State \
+             (&states)[RUN], Fault& fault) {",
         );
-        self.runs("source", &scan.sources);
         self.line(0, "#pragma unroll");
         self.line(1, "for (int j = 0; j < RUN; ++j) {");
         self.line(2, "Step position = position_of(step + j, (Step)p.length);");
-        let inputs = self.sources(2, "source", &scan.sources, "position", |name| format!("{name}[j]"));
+        let inputs = self.sources(2, "source", &scan.sources, "position", |name| format!("loaded.{name}[j]"));
         let results = self.program(&scan.elements, inputs, "e", "true", 2);
         for (i, result) in results.iter().enumerate() {
             self.line(2, format!("states[j].part_{i} = {result};"));
@@ -347,13 +347,13 @@ impl Writer<'_> {
 
     fn results(&mut self) {
         let scan = self.scan;
-        self.line(0, "// What becomes of the scanned states of a run of steps.");
+        self.reads("LoadedResults", "load_result_sources", "result", &scan.result_sources);
+        self.line(0, "// What becomes of the scanned states of a run of steps, and of what was read for it.");
         self.line(
             0,
-            "DEVICE void store_results(const Parameters& p, const Row& row, Step step, const State (&states)[RUN], \
-             Fault& fault) {",
+            "DEVICE void store_results(const Parameters& p, const Row& row, Step step, const LoadedResults& loaded, \
+             const State (&states)[RUN], Fault& fault) {",
         );
-        self.runs("result", &scan.result_sources);
         let mut stores = String::new();
         for (i, sink) in scan.sinks.iter().enumerate() {
             let Sink::Store { view, dtype } = sink else { continue };
@@ -367,7 +367,8 @@ impl Writer<'_> {
         self.line(1, "for (int j = 0; j < RUN; ++j) {");
         self.line(2, "Step position = position_of(step + j, (Step)p.length);");
         let states = (0..scan.state).map(|i| format!("states[j].part_{i}")).collect::<Vec<_>>();
-        let loads = self.sources(2, "result", &scan.result_sources, "position", |name| format!("{name}[j]"));
+        let loads =
+            self.sources(2, "result", &scan.result_sources, "position", |name| format!("loaded.{name}[j]"));
         let results = self.program(&scan.results, [states, loads].concat(), "r", "true", 2);
         for (i, (sink, value)) in scan.sinks.iter().zip(&results).enumerate() {
             let Sink::Store { dtype, .. } = sink else { continue };
@@ -378,12 +379,31 @@ impl Writer<'_> {
         self.line(0, "}");
     }
 
+    /// A struct for a run of each source, and a function that reads it.
+    fn reads(&mut self, name: &str, function: &str, prefix: &str, sources: &[Source]) {
+        self.line(0, "// What is read for a run of steps.");
+        self.line(0, format!("struct {name} {{"));
+        for (i, source) in sources.iter().enumerate() {
+            if let Source::Load { dtype, .. } = source {
+                self.line(1, format!("{} {prefix}_{i}[RUN];", element(*dtype)));
+            }
+        }
+        self.line(0, "};");
+        self.line(
+            0,
+            format!(
+                "DEVICE void {function}(const Parameters& p, const Row& row, Step step, {name}& loaded) {{"
+            ),
+        );
+        self.runs(prefix, sources);
+        self.line(0, "}");
+    }
+
     /// Reads a run of each source.
     fn runs(&mut self, prefix: &str, sources: &[Source]) {
         for (i, source) in sources.iter().enumerate() {
-            let Source::Load { view, dtype, valid } = source else { continue };
+            let Source::Load { view, valid, .. } = source else { continue };
             let (name, axis) = (format!("{prefix}_{i}"), view.strides.len() - 1);
-            self.line(1, format!("{} {name}[RUN];", element(*dtype)));
             let (low, high) = match valid {
                 None => ("0".into(), "(Step)p.length".into()),
                 Some(_) => (format!("row.{name}_low"), format!("row.{name}_high")),
@@ -391,7 +411,7 @@ impl Writer<'_> {
             self.line(
                 1,
                 format!(
-                    "load_run({name}, row.{name}, p.{name}_strides[{axis}], row.{name}_shift, step, (Step)p.length, \
+                    "load_run(loaded.{name}, row.{name}, p.{name}_strides[{axis}], row.{name}_shift, step, (Step)p.length, \
                      {low}, {high});"
                 ),
             );

@@ -67,11 +67,12 @@ pub(super) fn lower(scatter: &ScatterAdd, lowering: &mut Lowering) -> Result<()>
     let positions = |number: &str, extents: &str, count: usize| -> String {
         (0..count)
             .rev()
-            .map(|axis| {
-                format!(
+            .map(|axis| match axis {
+                0 => format!("    long long position_0 = {number};\n"),
+                _ => format!(
                     "    long long position_{axis} = {number} % p.{extents}[{axis}];\n    \
                      {number} /= p.{extents}[{axis}];\n"
-                )
+                ),
             })
             .collect()
     };

@@ -4,6 +4,9 @@
 
 constexpr int TILE = WARPS * RUN;
 
+// Whether a tile is read while the one before is worked on: it takes as many registers again.
+constexpr bool AHEAD = STATE <= 8;
+
 struct Shared {
     State totals[2][WARPS][32];  // of each warp's run; of this tile and the one before
     State parts[3][32];
@@ -12,15 +15,26 @@ struct Shared {
 
 struct Tile {
     State run[RUN];
+    Loaded loaded;
+    LoadedResults loaded_results;
 
-    DEVICE void load(const Parameters& p, const Row& row, Step first, Fault& fault) {
-        load_elements(p, row, first + warp_index() * RUN, run, fault);
+    // Asks for what the tile's elements and results are made of; nothing is waited for.
+    DEVICE void load(const Parameters& p, const Row& row, Step first) {
+        load_sources(p, row, first + warp_index() * RUN, loaded);
+        load_result_sources(p, row, first + warp_index() * RUN, loaded_results);
+    }
+
+    // Takes over what was read for another tile.
+    DEVICE void follow(const Tile& next) {
+        loaded = next.loaded;
+        loaded_results = next.loaded_results;
     }
 
     // Folds the run, and tells the other warps; gives what the whole tile comes to.
     DEVICE State fold(const Parameters& p, const Row& row, Step first, State (&totals)[WARPS][32], Prefix& before,
                       Fault& fault) {
         Step step = first + warp_index() * RUN;
+        elements_of(p, row, step, loaded, run, fault);
 #pragma unroll
         for (int j = 1; j < RUN; ++j) run[j] = combine(p, row, run[j - 1], run[j], step + j < (Step)p.length, fault);
         if constexpr (WARPS == 1) return run[RUN - 1];
@@ -47,7 +61,7 @@ struct Tile {
                 run[j] = combine(p, row, prefix.state, run[j], step + j < (Step)p.length, fault);
             }
         }
-        store_results(p, row, step, run, fault);
+        store_results(p, row, step, loaded_results, run, fault);
     }
 };
 
@@ -83,7 +97,7 @@ KERNEL void __launch_bounds__(32 * WARPS) scan(const __grid_constant__ Parameter
         bool there = row_number < p.rows;
         Row row = row_of(p, min_of(row_number, p.rows - 1));
         Step first = (Step)index * TILE;
-        tile.load(p, row, first, fault);
+        tile.load(p, row, first);
         Prefix before;
         State aggregate = tile.fold(p, row, first, shared.totals[0], before, fault);
         bool last = index == p.tiles - 1;
@@ -124,12 +138,16 @@ KERNEL void __launch_bounds__(32 * WARPS) scan(const __grid_constant__ Parameter
             Row row = row_of(p, min_of(row_number, p.rows - 1));
             Prefix carry;
             int turn = 0;
+            if (AHEAD) tile.load(p, row, 0);
             for (Step first = 0; first < (Step)p.length; first += TILE) {
-                tile.load(p, row, first, fault);
+                Tile next;
+                if (!AHEAD) tile.load(p, row, first);
+                else if (first + TILE < (Step)p.length) next.load(p, row, first + TILE);
                 Prefix before;
                 State aggregate = tile.fold(p, row, first, shared.totals[turn], before, fault);
                 tile.store(p, row, first, carry, before, there, fault);
                 append(carry, aggregate, p, row, first + TILE <= (Step)p.length, fault);
+                if (AHEAD) tile.follow(next);
                 turn = 1 - turn;
             }
             // The next rows begin with the first totals again.

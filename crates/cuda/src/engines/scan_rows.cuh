@@ -24,7 +24,11 @@ struct Tile {
 
     DEVICE void load(const Parameters& p, const Row& row, Step first, Fault& fault) {
 #pragma unroll
-        for (int r = 0; r < ROUNDS; ++r) load_elements(p, row, step_of(first, r), runs[r], fault);
+        for (int r = 0; r < ROUNDS; ++r) {
+            Loaded loaded;
+            load_sources(p, row, step_of(first, r), loaded);
+            elements_of(p, row, step_of(first, r), loaded, runs[r], fault);
+        }
     }
 
     DEVICE void fold(const Parameters& p, const Row& row, Step first, Shared& shared, Fault& fault) {
@@ -76,7 +80,9 @@ struct Tile {
                     runs[r][j] = combine(p, row, prefix.state, runs[r][j], step + j < (Step)p.length, fault);
                 }
             }
-            store_results(p, row, step, runs[r], fault);
+            LoadedResults loaded;
+            load_result_sources(p, row, step, loaded);
+            store_results(p, row, step, loaded, runs[r], fault);
         }
     }
 };

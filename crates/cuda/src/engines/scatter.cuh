@@ -2,7 +2,7 @@
 // that go there, in their order, and its warps add up those of a row each. Where there are many updates for few rows,
 // a block takes a part of the updates only, and the parts' sums are added in their order.
 
-constexpr int ROWS = 32, THREADS = 256, WARPS = THREADS / 32, LANE_COLUMNS = 8, LIST = 2048, LOOKS = 8;
+constexpr int ROWS = 32, THREADS = 256, WARPS = THREADS / 32, LANE_COLUMNS = 8, LIST = 2048, LOOKS = 8, AT_ONCE = 4;
 
 KERNEL void __launch_bounds__(256) scatter_targets(const __grid_constant__ Parameters p) {
     long long update = block_index() * 256 + thread_index();
@@ -24,12 +24,32 @@ struct Shared {
     unsigned char row[LIST];
 };
 
-DEVICE void add_update(const Parameters& p, Sum (&sums)[LANE_COLUMNS], long long update, long long first) {
-    long long start = update_place(p, update);
+// Adds the updates of some lanes, in the lanes' order; several are read before the first is added.
+DEVICE void add_updates(const Parameters& p, Sum (&sums)[LANE_COLUMNS], unsigned lanes, long long mine, long long first) {
+    if (lanes == 0) return;
+    long long start = update_place(p, mine);
+    while (lanes != 0) {
+        Word values[AT_ONCE][LANE_COLUMNS];
+        unsigned left = lanes;
 #pragma unroll
-    for (int j = 0; j < LANE_COLUMNS; ++j) {
-        long long column = first + 32 * j;
-        if (column < p.columns) sums[j] += value_of(p.updates[start + column_place(p, column)]);
+        for (int i = 0; i < AT_ONCE; ++i) {
+            int lane = left != 0 ? count_bits((left & -left) - 1) : 0;
+            long long from = shuffle(start, lane);
+#pragma unroll
+            for (int j = 0; j < LANE_COLUMNS; ++j) {
+                long long column = first + 32 * j;
+                if (left != 0 && column < p.columns) values[i][j] = p.updates[from + column_place(p, column)];
+            }
+            left &= left - 1;
+        }
+#pragma unroll
+        for (int i = 0; i < AT_ONCE; ++i) {
+#pragma unroll
+            for (int j = 0; j < LANE_COLUMNS; ++j) {
+                if (lanes != 0 && first + 32 * j < p.columns) sums[j] += value_of(values[i][j]);
+            }
+            lanes &= lanes - 1;
+        }
     }
 }
 
@@ -84,17 +104,14 @@ KERNEL void __launch_bounds__(THREADS) scatter_add(const __grid_constant__ Param
             for (int base = 0; base < total; base += 32) {
                 int mine = base + lane_index();
                 unsigned hits = ballot(mine < total && shared.row[min_of(mine, LIST - 1)] == i);
-                for (int lane = 0; lane < 32; ++lane) {
-                    if (hits >> lane & 1) add_update(p, sums, begin + shared.update[base + lane], first_column);
-                }
+                long long update = begin + (mine < total ? shared.update[mine] : 0);
+                add_updates(p, sums, hits, update, first_column);
             }
         } else {
             for (long long base = begin; base < end; base += 32) {
                 long long mine = base + lane_index();
                 unsigned hits = ballot(mine < end && p.targets[min_of(mine, end - 1)] == row);
-                for (int lane = 0; lane < 32; ++lane) {
-                    if (hits >> lane & 1) add_update(p, sums, base + lane, first_column);
-                }
+                add_updates(p, sums, hits, min_of(mine, end - 1), first_column);
             }
         }
 #pragma unroll
@@ -144,9 +161,7 @@ KERNEL void __launch_bounds__(256) scatter_few(const __grid_constant__ Parameter
         for (long long base = update; base < p.updates_count; base += 32) {
             long long mine = base + lane_index();
             unsigned hits = ballot(mine < p.updates_count && p.targets[min_of(mine, p.updates_count - 1)] == row);
-            for (int lane = 0; lane < 32; ++lane) {
-                if (hits >> lane & 1) add_update(p, sums, base + lane, first);
-            }
+            add_updates(p, sums, hits, min_of(mine, p.updates_count - 1), first);
         }
 #pragma unroll
         for (int j = 0; j < LANE_COLUMNS; ++j) {

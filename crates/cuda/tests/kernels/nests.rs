@@ -162,6 +162,10 @@ fn runs_of_strided_and_padded_arrays() {
         for (rows, columns) in [(5, 64), (33, 19), (1, 1)] {
             cases.push(case("turned", turned, dtype, &[rows, columns], true));
             cases.push(case("padded", padded, dtype, &[rows, columns, columns + 8], true));
+            let by_whole_runs = padded.replace("low=[0, 3] high=[0, 5]", "low=[1, 16] high=[0, 8]");
+            let by_whole_runs = by_whole_runs.replace("T[<A>, <C>]", "T[<D>, <C>]");
+            let extents = [rows, columns, columns + 24, rows + 1];
+            cases.push(case("padded by whole runs", &by_whole_runs, dtype, &extents, true));
             cases.push(case("positions", positions, dtype, &[rows, columns], true));
         }
     }

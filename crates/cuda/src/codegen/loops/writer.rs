@@ -350,6 +350,13 @@ impl Writer<'_> {
         ranges[axis] == (0, self.extent(axis))
     }
 
+    /// Whether an array has all positions of a run along an axis, or none.
+    fn has_whole_runs(&self, ranges: &[(usize, usize)], axis: usize) -> bool {
+        let (low, high) = ranges[axis];
+        let even = |position: usize| position.is_multiple_of(self.cut.run) || position == self.extent(axis);
+        even(low) && even(high)
+    }
+
     fn neighbours(&self, view: &View, axis: Option<usize>) -> Neighbours {
         let extents = [&self.loops.parallel[..], &self.loops.row].concat();
         Neighbours::of(view, axis, self.cut.run, &extents, self.buffers)
@@ -396,14 +403,15 @@ impl Writer<'_> {
         }
     }
 
-    /// Whether what is read lies within the bounds of the axes that runs do not lie along.
+    /// Whether what is read lies within the bounds of the axes, but of that along which a run may lie in part.
     fn there(&mut self, number: usize, phase: &Phase, depth: usize) {
         let axis = self.axis(phase);
         for (i, source) in phase.sources.iter().enumerate() {
             let Source::Load { valid: Some((ranges, _)), .. } = source else { continue };
             let name = self.source(number, i);
             let others: Vec<String> = (0..ranges.len())
-                .filter(|of| Some(*of) != axis)
+                .filter(|&of| !self.is_whole(ranges, of))
+                .filter(|&of| Some(of) != axis || self.has_whole_runs(ranges, of))
                 .map(|of| within(&name, of, &format!("axis_{of}")))
                 .collect();
             let others = if others.is_empty() { "true".into() } else { others.join(" && ") };
@@ -425,7 +433,7 @@ impl Writer<'_> {
                     let load = run.load(self.neighbours(view, axis));
                     let text = match (valid, axis) {
                         (None, _) => format!("{load};"),
-                        (Some((ranges, _)), Some(of)) if !self.is_whole(ranges, of) => {
+                        (Some((ranges, _)), Some(of)) if !self.has_whole_runs(ranges, of) => {
                             let [low, high] = [0, 1].map(|which| bound(&name, of, which));
                             format!("if ({name}_there) {};", run.load_part(of, &low, &high))
                         }
@@ -464,7 +472,7 @@ impl Writer<'_> {
                         Some((ranges, fill)) => {
                             let fill = region::literal(*fill, Kind::of(*dtype), self.parameters);
                             let along = match axis {
-                                Some(of) if !self.is_whole(ranges, of) => {
+                                Some(of) if !self.has_whole_runs(ranges, of) => {
                                     let position = format!("(axis_{of} + min_of(j, count - 1))");
                                     format!(" && {}", within(&name, of, &position))
                                 }
