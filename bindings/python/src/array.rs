@@ -5,9 +5,12 @@ use std::ffi::c_void;
 use std::ptr::NonNull;
 use std::sync::Arc;
 
+use pyo3::exceptions::PyBufferError;
 use pyo3::ffi;
 use pyo3::prelude::*;
 use pyo3::types::PyTuple;
+use tilewright::Device;
+use tilewright::pipeline::{DeviceMemory, Gpu};
 use tilewright_ir::{Error, ErrorKind, Result, Type};
 
 use crate::dlpack::{self, DlTensor, Managed, ManagedVersioned, Version};
@@ -16,21 +19,52 @@ use crate::memory::{Form, element_type, long_name};
 /// What DLPack asks of the address, and a cache line.
 const ALIGNMENT: usize = 64;
 
-/// A block of memory, freed when its last user goes.
-struct Memory {
-    start: NonNull<u8>,
-    block: Block,
+/// Memory, freed when its last user goes.
+enum Memory {
+    /// A block of the host's.
+    Host { start: NonNull<u8>, block: Block },
+    /// A GPU's.
+    Gpu(DeviceMemory),
 }
 
-// SAFETY: the block is owned; who writes to it is the users' agreement, as with any array of Python.
+// SAFETY: the memory is owned; who writes to it is the users' agreement, as with any array of Python.
 unsafe impl Send for Memory {}
 // SAFETY: as above.
 unsafe impl Sync for Memory {}
 
+impl Memory {
+    fn new(bytes: usize, device: Device) -> Result<Memory> {
+        if let Device::Cuda(number) = device {
+            return Ok(Memory::Gpu(DeviceMemory::new(&Gpu::get(number)?, bytes)?));
+        }
+        let failed = || Error::new(ErrorKind::OutOfMemory { bytes, device: device.to_string() });
+        let block = Block::from_size_align(bytes.max(1), ALIGNMENT).map_err(|_| failed())?;
+        // SAFETY: the block is not empty.
+        let start = NonNull::new(unsafe { alloc(block) }).ok_or_else(failed)?;
+        Ok(Memory::Host { start, block })
+    }
+
+    fn address(&self) -> usize {
+        match self {
+            Memory::Host { start, .. } => start.as_ptr().expose_provenance(),
+            Memory::Gpu(memory) => memory.address() as usize,
+        }
+    }
+
+    fn device(&self) -> dlpack::Device {
+        match self {
+            Memory::Host { .. } => dlpack::CPU,
+            Memory::Gpu(memory) => dlpack::Device::cuda(memory.device().number),
+        }
+    }
+}
+
 impl Drop for Memory {
     fn drop(&mut self) {
-        // SAFETY: it was allocated so, and nobody refers to it any more.
-        unsafe { dealloc(self.start.as_ptr(), self.block) }
+        if let Memory::Host { start, block } = self {
+            // SAFETY: it was allocated so, and nobody refers to it any more.
+            unsafe { dealloc(start.as_ptr(), *block) }
+        }
     }
 }
 
@@ -42,22 +76,17 @@ pub struct Array {
 }
 
 impl Array {
-    /// An array whose elements are yet to be written.
+    /// An array on a device whose elements are yet to be written.
     ///
     /// # Errors
-    /// `OutOfMemory`.
-    pub fn new(ty: &Type) -> Result<Array> {
-        let bytes = ty.bytes();
-        let failed = || Error::new(ErrorKind::OutOfMemory { bytes, device: "cpu".into() });
-        let block = Block::from_size_align(bytes.max(1), ALIGNMENT).map_err(|_| failed())?;
-        // SAFETY: the block is not empty.
-        let start = NonNull::new(unsafe { alloc(block) }).ok_or_else(failed)?;
-        Ok(Array { memory: Arc::new(Memory { start, block }), form: Form::packed(ty) })
+    /// `OutOfMemory`, `DeviceUnavailable`.
+    pub fn new(ty: &Type, device: Device) -> Result<Array> {
+        Ok(Array { memory: Arc::new(Memory::new(ty.bytes(), device)?), form: Form::packed(ty) })
     }
 
     /// Where the first element is.
     pub fn address(&self) -> usize {
-        self.memory.start.as_ptr() as usize
+        self.memory.address()
     }
 }
 
@@ -85,9 +114,10 @@ impl Array {
         format!("Array({}, {:?})", long_name(self.form.dtype), self.form.shape)
     }
 
-    /// Where the memory is: the processor's.
+    /// Where the memory is.
     fn __dlpack_device__(&self) -> (i32, i32) {
-        (dlpack::CPU.kind, dlpack::CPU.number)
+        let device = self.memory.device();
+        (device.kind, device.number)
     }
 
     /// The memory, lent to another library.
@@ -100,8 +130,11 @@ impl Array {
         dl_device: Option<(i32, i32)>,
         copy: Option<bool>,
     ) -> PyResult<Bound<'py, PyAny>> {
-        // Memory of the processor needs no stream, is on the one device that there is, and is never copied.
-        let _ = (stream, dl_device, copy);
+        // What wrote the memory has been waited for, on whatever stream it will be read.
+        let _ = stream;
+        if dl_device.is_some_and(|device| device != self.__dlpack_device__()) || copy == Some(true) {
+            return Err(PyBufferError::new_err("the memory is lent where it is, and not copied"));
+        }
         if max_version.is_some_and(|(major, _)| major >= 1) {
             let lent = Lent::new(self, |tensor, context| ManagedVersioned {
                 version: Version { major: 1, minor: 0 },
@@ -127,7 +160,16 @@ struct Lent<T> {
     managed: T,
     shape: Vec<i64>,
     strides: Vec<i64>,
-    _memory: Arc<Memory>,
+    memory: Arc<Memory>,
+}
+
+impl<T> Drop for Lent<T> {
+    fn drop(&mut self) {
+        if let Memory::Gpu(memory) = &*self.memory {
+            // Work on streams of the borrower's may still use it. A failure leaves nothing to be done.
+            let _ = memory.device().wait_for_all_streams();
+        }
+    }
 }
 
 impl<T> Lent<T> {
@@ -136,8 +178,8 @@ impl<T> Lent<T> {
         let mut shape: Vec<i64> = array.form.shape.iter().map(|&extent| extent as i64).collect();
         let mut strides: Vec<i64> = array.form.strides.iter().map(|&stride| stride as i64).collect();
         let tensor = DlTensor {
-            data: array.memory.start.as_ptr().cast(),
-            device: dlpack::CPU,
+            data: std::ptr::with_exposed_provenance_mut(array.address()),
+            device: array.memory.device(),
             rank: shape.len() as i32,
             element: element_type(array.form.dtype),
             shape: shape.as_mut_ptr(),
@@ -145,7 +187,7 @@ impl<T> Lent<T> {
             byte_offset: 0,
         };
         let managed = make(tensor, std::ptr::null_mut());
-        Box::into_raw(Box::new(Lent { managed, shape, strides, _memory: array.memory.clone() }))
+        Box::into_raw(Box::new(Lent { managed, shape, strides, memory: array.memory.clone() }))
     }
 }
 

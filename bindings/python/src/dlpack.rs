@@ -9,6 +9,9 @@ use pyo3::exceptions::PyTypeError;
 use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::{PyCapsule, PyCapsuleMethods, PyDict};
+use tilewright::pipeline::Gpu;
+
+use crate::raise;
 
 /// `DLDevice`.
 #[repr(C)]
@@ -27,6 +30,15 @@ pub const CPU: Device = Device { kind: 1, number: 0 };
 const CUDA: i32 = 2;
 const PINNED: i32 = 3;
 const MANAGED: i32 = 13;
+
+/// Who sees to it that what wrote an array on a GPU's stream comes before what reads it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Order {
+    /// The caller: the program is asked of the stream that the array's library works on, or never reads it.
+    Callers,
+    /// The array's library, which is told the stream of ours that will read it.
+    Librarys,
+}
 
 /// `DLDataType`.
 #[repr(C)]
@@ -112,16 +124,23 @@ pub const UNVERSIONED: &CStr = c"dltensor";
 /// The same, since version 1.
 pub const VERSIONED: &CStr = c"dltensor_versioned";
 
-impl DlTensor {
+impl Device {
+    /// The memory of an NVIDIA GPU.
+    pub fn cuda(number: usize) -> Device {
+        Device { kind: CUDA, number: number as i32 }
+    }
+
     /// Where programs that read it run; none where nobody of ours can.
-    pub fn place(&self) -> Option<tilewright::Device> {
-        match self.device.kind {
+    pub fn place(self) -> Option<tilewright::Device> {
+        match self.kind {
             kind if kind == CPU.kind || kind == PINNED => Some(tilewright::Device::Cpu),
-            CUDA | MANAGED => usize::try_from(self.device.number).ok().map(tilewright::Device::Cuda),
+            CUDA | MANAGED => usize::try_from(self.number).ok().map(tilewright::Device::Cuda),
             _ => None,
         }
     }
+}
 
+impl DlTensor {
     /// The address of the first element.
     pub fn address(&self) -> usize {
         self.data as usize + self.byte_offset as usize
@@ -160,6 +179,7 @@ impl DlTensor {
 /// `TypeError` where it is no array, and what the array's library raises.
 pub fn with_tensor<'py, R>(
     array: &Bound<'py, PyAny>,
+    order: Order,
     read: impl FnOnce(&DlTensor) -> PyResult<R>,
 ) -> PyResult<(R, Option<Bound<'py, PyAny>>)> {
     let py = array.py();
@@ -182,10 +202,13 @@ pub fn with_tensor<'py, R>(
             if unsafe { from_object(array.as_ptr().cast(), &raw mut tensor) } != 0 {
                 return Err(PyErr::fetch(py));
             }
-            return Ok((read(&tensor)?, None));
+            // The table's function waits for nothing and orders nothing.
+            if order == Order::Callers || tensor.device.place() == Some(tilewright::Device::Cpu) {
+                return Ok((read(&tensor)?, None));
+            }
         }
     }
-    let capsule = exported(array)?;
+    let capsule = exported(array, order)?;
     let lent = capsule.cast::<PyCapsule>()?;
     let result = if let Ok(pointer) = lent.pointer_checked(Some(VERSIONED)) {
         // SAFETY: a capsule of this name points to this structure; it is alive as long as the capsule, which is not
@@ -205,7 +228,7 @@ pub fn with_tensor<'py, R>(
 }
 
 /// The capsule that an array exports. Version 1 is asked for, which also lends what is read-only.
-fn exported<'py>(array: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyAny>> {
+fn exported<'py>(array: &Bound<'py, PyAny>, order: Order) -> PyResult<Bound<'py, PyAny>> {
     let py = array.py();
     let name = intern!(py, "__dlpack__");
     let Ok(method) = array.getattr(name) else {
@@ -213,9 +236,24 @@ fn exported<'py>(array: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyAny>> {
         return Err(PyTypeError::new_err(format!("an array (with __dlpack__) expected, {class} found")));
     };
     let options = PyDict::new(py);
-    options.set_item(intern!(py, "max_version"), (1, 0))?;
-    match method.call((), Some(&options)) {
-        Err(error) if error.is_instance_of::<PyTypeError>(py) => method.call0(),
+    if order == Order::Librarys
+        && let Some(tilewright::Device::Cuda(number)) = device_of(array)?.place()
+    {
+        let gpu = py.detach(|| Gpu::get(number)).map_err(|error| raise(py, error))?;
+        options.set_item(intern!(py, "stream"), gpu.stream_handle())?;
+    }
+    let latest = options.copy()?;
+    latest.set_item(intern!(py, "max_version"), (1, 0))?;
+    match method.call((), Some(&latest)) {
+        Err(error) if error.is_instance_of::<PyTypeError>(py) => method.call((), Some(&options)),
         result => result,
     }
+}
+
+/// Where an array says that it is.
+fn device_of(array: &Bound<'_, PyAny>) -> PyResult<Device> {
+    let device = array.call_method0(intern!(array.py(), "__dlpack_device__"))?;
+    // Libraries have enumerations of their own for the kind.
+    let (kind, number): (Bound<'_, PyAny>, i32) = device.extract()?;
+    Ok(Device { kind: kind.call_method0(intern!(array.py(), "__int__"))?.extract()?, number })
 }

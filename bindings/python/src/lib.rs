@@ -2,7 +2,7 @@
 //!
 //! Python traces a user's function to the compiler's text form (`tilewright/_trace`) and hands it over with arrays of any
 //! library, whose addresses, shapes and strides are asked for by DLPack. Nothing is copied: inputs are read where they
-//! are, and programs run there: on the CPU, without the interpreter lock, or on a GPU's stream, which is not waited for.
+//! are, and programs run there, without the interpreter lock: on the CPU, or on a stream of the GPU.
 
 mod array;
 mod dlpack;
@@ -15,15 +15,18 @@ use pyo3::exceptions::PyOSError;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyList};
 use tilewright::Device;
-use tilewright_ir::{DType, Error, ErrorKind, Type};
+use tilewright::pipeline::Stream;
+use tilewright_ir::{DType, Error, Type};
 use tilewright_pictures::{Matrix, heat_maps};
 
+use crate::dlpack::Order;
 use crate::memory::{allocate, borrow};
 
 /// Runs `program` on arrays; results are allocated by `empty` (PyTorch's function), or are arrays of our own.
 ///
-/// On a GPU the program is asked of `stream`, by its handle, and nothing is waited for. A read out of range is then
-/// raised by the next call of the same program, or by `synchronize`.
+/// On a GPU, with PyTorch, the program is asked of `stream`, by its handle, and nothing is waited for. A read out of range
+/// is then raised by the next call of the same program, or by `synchronize`. Without PyTorch, arrays are lent to the
+/// GPU's own stream, by the protocol of DLPack, and the run is waited for.
 #[pyfunction]
 #[pyo3(signature = (program, inputs, empty, threads, stream = 0))]
 fn call<'py>(
@@ -34,21 +37,29 @@ fn call<'py>(
     threads: usize,
     stream: usize,
 ) -> PyResult<Bound<'py, PyList>> {
-    let inputs = borrow(inputs)?;
+    let order = if empty.is_some() { Order::Callers } else { Order::Librarys };
+    let inputs = borrow(inputs, order)?;
     let device = inputs.device().map_err(|error| raise(py, error))?;
     let compiled = program::compiled(program, &inputs.tensors).map_err(|error| raise(py, error))?;
     let tensors = &inputs.tensors;
     if let Device::Cuda(number) = device {
-        let Some(empty) = empty else {
-            return Err(raise(py, needs_pytorch(device)));
-        };
         let executable = py.detach(|| compiled.on_gpu(number)).map_err(|error| raise(py, error))?;
+        let Some(empty) = empty else {
+            let (outputs, targets) = allocate(py, None, compiled.results(), device)?;
+            // SAFETY: `inputs` and `outputs` keep the memory alive until this returns, after the run; the outputs were
+            // allocated just now, and nothing else refers to them.
+            py.detach(|| unsafe { program::run_lent(&executable, tensors, &targets) })
+                .map_err(|error| raise(py, error))?;
+            return PyList::new(py, outputs);
+        };
         let scratch = Type::new(DType::U8, [executable.scratch_bytes()]);
         let (_scratch, scratch) = allocate(py, Some(&empty), &[scratch], device)?;
         let (outputs, targets) = allocate(py, Some(&empty), compiled.results(), device)?;
+        let (scratch, stream) = (scratch[0].start(), Stream::from_handle(stream));
         // SAFETY: PyTorch gives memory out, and takes it back, in the order of the stream: what was allocated or is lent
-        // stays until the run is over, and nobody else uses the outputs or the scratch memory before.
-        unsafe { program::enqueue(&executable, tensors, &targets, &scratch[0], stream) }
+        // stays until the run is over, and nobody else uses the outputs or the scratch memory before. Its allocations
+        // begin at multiples of 512.
+        unsafe { program::enqueue(&executable, tensors, &targets, scratch, stream) }
             .map_err(|error| raise(py, error))?;
         return PyList::new(py, outputs);
     }
@@ -68,14 +79,6 @@ fn synchronize(py: Python<'_>, number: usize) -> PyResult<()> {
     py.detach(|| Device::Cuda(number).synchronize()).map_err(|error| raise(py, error))
 }
 
-fn needs_pytorch(device: Device) -> Error {
-    Error::new(ErrorKind::DeviceUnavailable {
-        device: device.to_string(),
-        found: "arrays of another library than PyTorch".into(),
-        required: "tensors of PyTorch, or arrays in the host's memory".into(),
-    })
-}
-
 /// The kind of each block that a mask leaves, row-major in `[batch, heads, query blocks, key blocks]`: 0 empty,
 /// 1 partial, 2 full.
 #[pyfunction]
@@ -87,7 +90,7 @@ fn block_kinds<'py>(
     lengths: (usize, usize),
     block: (usize, usize),
 ) -> PyResult<Bound<'py, PyBytes>> {
-    let captures = borrow(captures)?;
+    let captures = borrow(captures, Order::Callers)?;
     captures.check_on_host().map_err(|error| raise(py, error))?;
     let tensors = &captures.tensors;
     let kinds = py.detach(|| {
@@ -100,7 +103,7 @@ fn block_kinds<'py>(
 /// What a program for such arrays consists of, for people. Compiles it where it is new, and runs nothing.
 #[pyfunction]
 fn explain(py: Python<'_>, program: &str, inputs: Vec<Bound<'_, PyAny>>) -> PyResult<String> {
-    let inputs = borrow(inputs)?;
+    let inputs = borrow(inputs, Order::Callers)?;
     let compiled = program::compiled(program, &inputs.tensors).map_err(|error| raise(py, error))?;
     Ok(compiled.explain())
 }
@@ -115,7 +118,7 @@ fn heat_map(
     y: &str,
     matrix: Bound<'_, PyAny>,
 ) -> PyResult<()> {
-    let borrowed = borrow(vec![matrix])?;
+    let borrowed = borrow(vec![matrix], Order::Callers)?;
     borrowed.check_on_host().map_err(|error| raise(py, error))?;
     let tensor = &borrowed.tensors[0];
     let &[rows, columns] = tensor.form.shape.as_slice() else {

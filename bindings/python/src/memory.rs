@@ -12,7 +12,7 @@ use tilewright::pipeline::Layout;
 use tilewright_ir::{DType, Error, ErrorKind, Result, Scalar, Type};
 
 use crate::array::Array;
-use crate::dlpack::{self, DlTensor, ElementType};
+use crate::dlpack::{self, DlTensor, ElementType, Order};
 use crate::raise;
 
 /// An array in somebody else's memory.
@@ -47,15 +47,15 @@ impl Borrowed<'_> {
     /// The one device that all lie on; the CPU where there is none.
     ///
     /// # Errors
-    /// `DeviceUnavailable` where they lie on several.
+    /// `Argument` where they lie on several.
     pub fn device(&self) -> Result<Device> {
         let first = self.tensors.first().map_or(Device::Cpu, |tensor| tensor.device);
-        match self.tensors.iter().find(|tensor| tensor.device != first) {
-            Some(other) => Err(Error::new(ErrorKind::DeviceUnavailable {
-                device: first.to_string(),
-                found: format!("an array on {}", other.device),
-                required: "all arrays on one device".into(),
-            })),
+        match self.tensors.iter().position(|tensor| tensor.device != first) {
+            Some(place) => {
+                let found = self.tensors[place].device;
+                let message = format!("on {first} as input 0 expected, on {found} found");
+                Err(Error::argument(format!("input {place}"), message))
+            }
             None => Ok(first),
         }
     }
@@ -84,19 +84,19 @@ fn elsewhere(found: String) -> Error {
 ///
 /// # Errors
 /// `DType` and `DeviceUnavailable`, and what the arrays' library raises.
-pub fn borrow<'py>(arrays: Vec<Bound<'py, PyAny>>) -> PyResult<Borrowed<'py>> {
+pub fn borrow<'py>(arrays: Vec<Bound<'py, PyAny>>, order: Order) -> PyResult<Borrowed<'py>> {
     let mut tensors = Vec::with_capacity(arrays.len());
     let mut lent = Vec::new();
     for array in &arrays {
-        let (tensor, capsule) = dlpack::with_tensor(array, |tensor| Tensor::of(array.py(), tensor))?;
+        let (tensor, capsule) = dlpack::with_tensor(array, order, |tensor| Tensor::of(array.py(), tensor))?;
         tensors.push(tensor);
         lent.extend(capsule);
     }
     Ok(Borrowed { tensors, _arrays: arrays, _lent: lent })
 }
 
-/// New packed arrays of these types, and their memory: tensors of PyTorch on this device where its `empty` is given,
-/// else our own, in the host's memory.
+/// New packed arrays of these types on this device, and their memory: tensors of PyTorch where its `empty` is given,
+/// else our own.
 ///
 /// # Errors
 /// `OutOfMemory`, and what PyTorch raises.
@@ -109,7 +109,7 @@ pub fn allocate<'py>(
     let one = |ty: &Type| match empty {
         Some(empty) => empty_torch(py, empty, ty, device),
         None => {
-            let array = Array::new(ty).map_err(|error| raise(py, error))?;
+            let array = Array::new(ty, device).map_err(|error| raise(py, error))?;
             let tensor = Tensor { address: array.address(), device, form: Form::packed(ty) };
             Ok((Bound::new(py, array)?.into_any(), tensor))
         }
@@ -203,7 +203,7 @@ impl Form {
 
 impl Tensor {
     fn of(py: Python<'_>, tensor: &DlTensor) -> PyResult<Tensor> {
-        let device = tensor.place();
+        let device = tensor.device.place();
         let device =
             device.ok_or_else(|| raise(py, elsewhere(format!("device {} of DLPack", tensor.device.kind))))?;
         let dtype = DType::ALL.into_iter().find(|&dtype| element_type(dtype) == tensor.element);

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use tilewright::pipeline::{self, Executable, Layout, Program, Stream};
+use tilewright::pipeline::{self, DeviceMemory, Executable, Layout, Program, Stream};
 use tilewright_autodiff::{batch, forward, reverse};
 use tilewright_ir::{Error, Graph, Op, Result, Type, Value, parse};
 use tilewright_plan::attention::{Attention, AttentionShape};
@@ -106,19 +106,36 @@ impl Runnable {
 ///
 /// # Safety
 /// All tensors lie on the executable's GPU, whose stream it is, and stay until the run is over; outputs are packed, of
-/// the program's result types, and nobody else reads or writes them or the scratch memory before.
+/// the program's result types, and nobody else reads or writes them or the scratch memory before, which begins at a
+/// multiple of 256.
 pub unsafe fn enqueue(
     executable: &Executable,
     inputs: &[Tensor],
     outputs: &[Tensor],
-    scratch: &Tensor,
-    stream: usize,
+    scratch: usize,
+    stream: Stream,
 ) -> Result<()> {
     let addresses =
         |tensors: &[Tensor]| tensors.iter().map(|tensor| tensor.start() as u64).collect::<Vec<u64>>();
-    let stream = Stream::from_handle(stream);
-    // SAFETY: the caller's promise; PyTorch's allocations begin at multiples of 512.
-    unsafe { executable.enqueue(&addresses(inputs), &addresses(outputs), scratch.start() as u64, stream) }
+    // SAFETY: the caller's promise.
+    unsafe { executable.enqueue(&addresses(inputs), &addresses(outputs), scratch as u64, stream) }
+}
+
+/// Runs on inputs that other libraries lend, on the GPU's own stream, and waits: they may take their memory back when
+/// this returns, and others may read the outputs.
+///
+/// # Errors
+/// `OutOfMemory`, a read out of range, and where the driver fails.
+///
+/// # Safety
+/// As for [`enqueue`], the stream being that which the inputs' libraries were told of.
+pub unsafe fn run_lent(executable: &Executable, inputs: &[Tensor], outputs: &[Tensor]) -> Result<()> {
+    let gpu = executable.device();
+    let scratch = DeviceMemory::new(gpu, executable.scratch_bytes())?;
+    // SAFETY: the caller's promise; the scratch memory is held until the run is over.
+    let asked = unsafe { enqueue(executable, inputs, outputs, scratch.address() as usize, gpu.stream()) };
+    // Even a run that was asked for in part reads what is lent.
+    gpu.synchronize().and(asked)
 }
 
 /// The compiled form of a program for tensors of these types and strides.

@@ -231,7 +231,72 @@ def test_errors() -> None:
         tw.flex_attention(query, key, value, lambda s, b, h, i, j: s + table[i])
 
 
-def test_a_device_that_is_not_there() -> None:
+class _Elsewhere(_Old):
+    """An array that says that it lies on another device, and remembers how it was asked for its memory."""
+
+    def __init__(self, array: Array, device: tuple[int, int]) -> None:
+        super().__init__(array)
+        self.device = device
+        self.asked: list[dict[str, Any]] = []
+
+    def __dlpack__(self, **options: Any) -> Any:
+        self.asked.append(options)
+        return self.array.__dlpack__()
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return self.device
+
+
+CUDA, PINNED, METAL = 2, 3, 8
+
+
+def test_arrays_on_several_devices() -> None:
+    query, key, value, bias = _inputs()
+    for kind, name in ((CUDA, "cuda:1"), (METAL, "device 8 of DLPack:1")):
+        there = _Elsewhere(key, (kind, 1))
+        with pytest.raises(tw.ArgumentError, match=f"key: on cpu as query expected, on {name} found"):
+            tw.flex_attention(query, there, value)
+        with pytest.raises(tw.ArgumentError, match=f"argument 1: on cpu as argument 0 expected, on {name} found"):
+            tw.compile(lambda x, y: x + y)(query, there)
+        with pytest.raises(tw.ArgumentError, match=f"xs leaf 1: on cpu as xs leaf 0 expected, on {name} found"):
+            tw.associative_scan(lambda l, r: l, (query, there), 0)
+        with pytest.raises(tw.ArgumentError, match=rf"capture 0: on cpu as query .* on {name} .*\[3, 37\]"):
+            _attend(query, key, value, tw.capture(_Elsewhere(bias, (kind, 1))))
+        assert not there.asked
+
+
+def test_memory_that_a_gpu_can_reach_is_the_hosts() -> None:
+    query, key, value, bias = _inputs()
+    pinned = _Elsewhere(query, (PINNED, 0))
+    out = _attend(pinned, key, value, tw.capture(bias))
+    np.testing.assert_array_equal(np.from_dlpack(out), _attend(query, key, value, tw.capture(bias)))
+    # No stream has to do with it.
+    assert pinned.asked == [{"max_version": (1, 0)}]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has an NVIDIA GPU")
+def test_a_gpu_that_is_not_there() -> None:
+    query, key, value, _ = _inputs()
+    there = [_Elsewhere(x, (CUDA, 0)) for x in (query, key, value)]
+    with pytest.raises(tw.DeviceUnavailableError, match="found, .* required") as caught:
+        tw.flex_attention(there[0], there[1], there[2])
+    assert isinstance(caught.value, RuntimeError)
+    # The GPU is opened for its stream before any memory is asked for.
+    assert not any(x.asked for x in there)
+    assert tw.flex_attention(query, key, value).shape == query.shape
+
+
+def test_our_arrays_are_lent_where_they_are() -> None:
+    query, key, value, _ = _inputs()
+    ours: Any = tw.flex_attention(_Old(query), _Old(key), _Old(value))
+    assert ours.__dlpack_device__() == (1, 0)
+    for options in ({"dl_device": (CUDA, 0)}, {"copy": True}):
+        with pytest.raises(BufferError, match="where it is"):
+            ours.__dlpack__(**options)
+    assert ours.__dlpack__(dl_device=(1, 0), copy=False, max_version=(1, 0)) is not None
+
+
+def test_what_a_library_raises_comes_through() -> None:
     class OnGpu(_Old):
         def __dlpack__(self) -> Any:
             raise BufferError("on a GPU")

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -160,8 +163,31 @@ def test_numbers_on_the_cpu() -> None:
     (gradient,) = torch.autograd.grad(out.sum(), factor)
     assert gradient.device.type == "cpu" and bool(torch.isfinite(gradient))
     table = torch.zeros(256)
-    with pytest.raises(tilewright.DeviceUnavailableError, match="cpu, cuda:0"):
+    with pytest.raises(tilewright.ArgumentError, match="capture 0: on cuda:0 as query expected, on cpu found"):
         flex_attention(q, k, v, lambda s, b, h, i, j: s + table[i])
+
+
+def test_damaged_kernels_on_disk_are_compiled_again(tmp_path: Path) -> None:
+    """Row 22: what the cache holds is found out to be damaged, and healed; a folder that cannot be written costs time."""
+    program = (
+        "import torch; from tilewright.torch import flex_attention\n"
+        "x = torch.ones(1, 2, 64, 16, device='cuda'); print(float(flex_attention(x, x, x, lambda s, *_: s * 1.5).sum()))"
+    )
+
+    def run(folder: Path) -> str:
+        environment = {**os.environ, "TILEWRIGHT_CACHE": str(folder)}
+        return subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True).stdout
+
+    golden = run(tmp_path)
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert files
+    whole = {path: path.read_bytes() for path in files}
+    for damage in (lambda data: data[: len(data) // 2], lambda data: data[:-1] + bytes([data[-1] ^ 1]), lambda data: b""):
+        for path, data in whole.items():
+            path.write_bytes(damage(data))
+        assert run(tmp_path) == golden
+        assert {path: path.read_bytes() for path in files} == whole
+    assert run(Path("/dev/null/none")) == golden
 
 
 def test_autocast() -> None:

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 pub use tilewright_cpu::Blocks as BlockMap;
-pub use tilewright_cuda::driver::{DeviceMemory, Executable, Stream};
+pub use tilewright_cuda::driver::{Device as Gpu, DeviceMemory, Executable, Stream};
 use tilewright_plan::Plan;
 use tilewright_schedule as schedule;
 pub use tilewright_schedule::Layout;

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol, TypeVar, cast, runtime_checkable
 
-from tilewright import _native
+from tilewright import _native, _program
 from tilewright._errors import DTypeError
 from tilewright._trace.indexing import index
 from tilewright._trace.operations import operation, record
@@ -145,8 +145,19 @@ LIBRARY = Library(
 
 def run(program: str, inputs: Sequence[SupportsDLPack], threads: int, like: ArrayType) -> list[ArrayType]:
     """Runs a program, and gives its results as arrays of the library that ``like`` is from."""
+    _program.check_devices(program, inputs, [_device_name(array) for array in inputs])
     convert = _from_dlpack(like)
     return [convert(result) for result in _native.call(program, inputs, None, threads)]
+
+
+#: DLPack's numbers of the kinds of memory that programs can read.
+_DEVICES = {1: "cpu", 2: "cuda", 3: "cpu", 13: "cuda"}
+
+
+def _device_name(array: SupportsDLPack) -> str:
+    kind, number = array.__dlpack_device__()
+    name = _DEVICES.get(int(kind), f"device {int(kind)} of DLPack")
+    return "cpu" if name == "cpu" else f"{name}:{number}"
 
 
 def _from_dlpack(example: Any) -> Callable[[Any], Any]:

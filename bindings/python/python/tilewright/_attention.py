@@ -13,7 +13,7 @@ from tilewright._errors import ArgumentError, TraceError
 from tilewright._scan import Order, axis_of, check_options, scan
 from tilewright._trace.calling import run
 from tilewright._trace.region import Value, region_of
-from tilewright._transform import compile
+from tilewright._transform import Compiled
 from tilewright._tree import flatten, unflatten
 
 ScoreMod: TypeAlias = Callable[[ArrayTraced, ArrayTraced, ArrayTraced, ArrayTraced, ArrayTraced], Any]
@@ -85,14 +85,15 @@ def flex_attention(
     """
     operands = (query, key, value)
     if not any(isinstance(operand, Value) for operand in operands):
-        for name, operand in zip(("query", "key", "value"), operands):
+        names = ("query", "key", "value")
+        for name, operand in zip(names, operands):
             if not LIBRARY.is_array(operand):
                 raise ArgumentError(f"{name}: an array expected, a {type(operand).__name__} found")
 
         def whole(*traced: Any) -> Any:
             return _traced_attention(traced, score_mod, mask_mod, scale, enable_gqa, return_lse)
 
-        return compile(whole)(*operands)
+        return Compiled(whole, names=names)(*operands)
     return _traced_attention(operands, score_mod, mask_mod, scale, enable_gqa, return_lse)
 
 
@@ -182,7 +183,7 @@ def associative_scan(
         return xs
     if any(isinstance(operand, Value) for operand in (*leaves, *start, *flags)):
         return whole(leaves, start, flags)
-    return compile(whole)(leaves, start, flags)
+    return Compiled(whole, names=("xs", "init", "segments"))(leaves, start, flags)
 
 
 def mask_picture(

@@ -17,10 +17,11 @@ operator's arguments into comments of the code that they generate. Prefixes stan
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
-from tilewright._errors import DTypeError, ShapeError, TraceError
+from tilewright._errors import ArgumentError, DTypeError, ShapeError, TraceError
 from tilewright._trace import arrays
 from tilewright._trace.calling import run
 from tilewright._trace.elementwise import binary, broadcast, cast, compare, filled, unary
@@ -33,9 +34,25 @@ _COORDINATES = ("%b", "%h", "%q", "%k")
 
 def text_of(graph: Region, results: Sequence[Value]) -> str:
     """The text of a whole program with these results."""
-    parameters = ", ".join([f"%x{i}: ${i}" for i in range(len(graph.inputs))])
+    parameters = ", ".join([f"%{name}: ${i}" for i, name in enumerate(graph.input_names)])
     names = ", ".join([value.name for value in results])
     return f"graph({parameters}) -> ({names}) {{ {graph.body()} }}"
+
+
+def check_devices(program: str, inputs: Sequence[Any], devices: Sequence[Hashable]) -> None:
+    """Raises where the inputs of a program do not all lie on the device of the first one."""
+    for place, device in enumerate(devices):
+        if device != devices[0]:
+            first, other = _input_name(program, 0), _input_name(program, place)
+            raise ArgumentError(
+                f"{other}: on {devices[0]} as {first} expected, on {device} found (its shape is {list(inputs[place].shape)})"
+            )
+
+
+def _input_name(program: str, place: int) -> str:
+    names = re.findall(r"%(\w+): \$", program)
+    # What a derivative is given beyond the program's inputs has no name.
+    return names[place].replace("_", " ") if place < len(names) else f"input {place}"
 
 
 def vjp(program: str, wanted: Sequence[bool], present: Sequence[bool]) -> str:

@@ -36,15 +36,24 @@ class Compiled:
     """A function of arrays that runs as one program: made by :func:`compile`, :func:`grad` or :func:`value_and_grad`."""
 
     def __init__(
-        self, function: Callable[..., Any], derivatives: Sequence[tuple[int, ...]], value: bool, single: bool, threads: int
+        self,
+        function: Callable[..., Any],
+        derivatives: Sequence[tuple[int, ...]] = (),
+        value: bool = True,
+        single: bool = False,
+        threads: int = 0,
+        names: Sequence[str] = (),
     ) -> None:
         self._function = function
         self._derivatives = tuple(derivatives)
         self._value = value
         self._single = single
         self._threads = threads
+        #: What errors call the arguments.
+        self._names = names
         self._programs: dict[Hashable, _Traced] = {}
-        self._lock = threading.Lock()
+        # A function may call itself while it is traced, on arrays of other shapes.
+        self._lock = threading.RLock()
 
     def __call__(self, *arguments: Any) -> Any:
         """Runs the function on arrays, or trees of them, of any library; the results are of the first array's."""
@@ -69,7 +78,7 @@ class Compiled:
 
     def differentiated(self, argnums: tuple[int, ...], value: bool, single: bool) -> Compiled:
         """The gradient of what this gives: of its one gradient, where it is one itself."""
-        return Compiled(self._function, (*self._derivatives, argnums), value, single, self._threads)
+        return Compiled(self._function, (*self._derivatives, argnums), value, single, self._threads, self._names)
 
     def _traced(self, arguments: tuple[Any, ...]) -> tuple[list[SupportsDLPack], Any, _Traced]:
         leaves, structure = flatten(arguments)
@@ -88,13 +97,13 @@ class Compiled:
             return leaves, structure, self._programs[key]
 
     def _trace(self, leaves: Sequence[Any], structure: Any) -> _Traced:
+        # Which argument each leaf belongs to.
+        numbers = flatten(tuple(unflatten(part, [n] * len(leaves)) for n, part in enumerate(structure[2])))[0]
         graph = Region(LIBRARY)
-        values = [graph.input(leaf) for leaf in leaves]
+        values = [graph.input(leaf, self._name(numbers, place)) for place, leaf in enumerate(leaves)]
         results, result_structure = flatten(self._function(*unflatten(structure, values)))
         lifted = [graph.lift(result) for result in results]
         program = _program.text_of(graph, lifted)
-        # Which argument each leaf belongs to.
-        numbers = flatten(tuple(unflatten(part, [n] * len(leaves)) for n, part in enumerate(structure[2])))[0]
         inputs = len(graph.inputs)
         wanted: list[list[int]] = []
         differentiated, count = 0, len(lifted)
@@ -106,6 +115,11 @@ class Compiled:
             wanted.append(places)
             differentiated, count = count, count + len(places)
         return _Traced(program, graph.inputs[len(leaves) :], result_structure, len(lifted), wanted)
+
+    def _name(self, numbers: Sequence[int], place: int) -> str:
+        number = numbers[place]
+        name = self._names[number] if self._names else f"argument_{number}"
+        return name if numbers.count(number) == 1 else f"{name}_leaf_{place - numbers.index(number)}"
 
 
 def compile(function: Callable[..., Any], *, threads: int = 0) -> Compiled:
@@ -119,7 +133,7 @@ def compile(function: Callable[..., Any], *, threads: int = 0) -> Compiled:
     >>> scaled(np.ones((2, 3), np.float32), np.ones((3, 1), np.float32)).tolist()
     [[6.0], [6.0]]
     """
-    return Compiled(function, (), True, False, threads)
+    return Compiled(function, threads=threads)
 
 
 def grad(function: Callable[..., Any], argnums: int | tuple[int, ...] = 0) -> Compiled:

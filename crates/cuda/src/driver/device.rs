@@ -243,6 +243,21 @@ impl Device {
         found.collect::<Vec<Error>>().into_iter().next().map_or(Ok(()), Err)
     }
 
+    /// Waits until everything that anybody asked of the device is done, on whatever stream. Memory that other libraries
+    /// used on theirs is free after it.
+    ///
+    /// # Errors
+    /// [`ErrorKind::DeviceUnavailable`] where a kernel failed.
+    pub fn wait_for_all_streams(&self) -> Result<()> {
+        let _entered = self.enter()?;
+        result::ctx::synchronize().map_err(failed)
+    }
+
+    /// The handle of the device's own stream, by which other libraries know it.
+    pub fn stream_handle(&self) -> usize {
+        self.stream.expose_provenance()
+    }
+
     /// Waits, and leaves faults to whoever asks for them.
     pub(super) fn wait(&self) -> Result<()> {
         let _entered = self.enter()?;

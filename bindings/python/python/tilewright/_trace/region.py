@@ -122,7 +122,7 @@ class Region:
 
     A region with a ``parent`` is a score function, mask or combine: what it captures are values of the parent, listed
     in ``captures`` (which regions of one operation share), and parameters ``%c0``, ``%c1``, … of its own. One without
-    is a whole program: the arrays that it meets become its inputs ``%x0``, ``%x1``, …
+    is a whole program: the arrays that it meets become its inputs, called what errors shall call them.
     """
 
     def __init__(self, library: Library, parent: Region | None = None, captures: list[Value] | None = None) -> None:
@@ -130,6 +130,7 @@ class Region:
         self.parent = parent
         self.captures: list[Value] = [] if captures is None else captures
         self.inputs: list[Any] = []
+        self.input_names: list[str] = []
         self.statements: list[str] = []
         self._count = 0
         self._constants: dict[tuple[str, str], Value] = {}
@@ -196,12 +197,15 @@ class Region:
             self._seen[id(outside)] = known
         return known
 
-    def input(self, array: Any) -> Value:
-        """The program's input for an array."""
+    def input(self, array: Any, name: str = "capture") -> Value:
+        """The program's input for an array: an argument of this name, or one that a function captures."""
         number = len(self.inputs)
         shape = tuple(array.shape)
-        value = self.library.traced(self, f"%x{number}", self.library.kind_of(array), shape, f"${number}")
+        if name == "capture":
+            name = f"capture_{sum(other.startswith('capture_') for other in self.input_names)}"
+        value = self.library.traced(self, f"%{name}", self.library.kind_of(array), shape, f"${number}")
         self.inputs.append(array)
+        self.input_names.append(name)
         self._seen[id(array)] = value
         return value
 

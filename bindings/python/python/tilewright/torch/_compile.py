@@ -117,7 +117,7 @@ class ReplaceCalls(CustomGraphPass):
 
     def uuid(self) -> str:
         """Changes when the pass does."""
-        return f"tilewright-{_native.__version__}-5"
+        return f"tilewright-{_native.__version__}-6"
 
 
 def install() -> None:

@@ -17,7 +17,7 @@ from torch._C._functorch import maybe_current_level
 
 from tilewright import _native
 from tilewright._errors import DeviceUnavailableError
-from tilewright._program import jvp, vjp, vmap
+from tilewright._program import check_devices, jvp, vjp, vmap
 from tilewright.torch import _program
 
 _NAME = "tilewright::call"
@@ -143,19 +143,18 @@ def _run(inputs: list[Tensor], program: str) -> list[Tensor]:
         if all([x.is_cpu for x in inputs]):
             return _call_cpu(inputs, program)
         if inputs[0].is_cuda:
-            _check_devices(inputs)
+            _check_devices(inputs, program)
             return _call_cuda(inputs, program)
-    _check_devices(inputs)
+    _check_devices(inputs, program)
     return _operator(inputs, program)
 
 
-def _check_devices(inputs: list[Tensor]) -> None:
+def _check_devices(inputs: list[Tensor], program: str) -> None:
     first = inputs[0].device
-    movable = [first, torch.device("cpu")] if first.type == "cuda" else [first]
-    strange = [x for x in inputs if x.device != first and (x.dim() or x.device not in movable)]
-    if strange or first.type not in ("cpu", "cuda", "meta"):
-        found = ", ".join(sorted({str(x.device) for x in (inputs[0], *strange)}))
-        raise DeviceUnavailableError(f"tensors on {found}: one device expected, the CPU or an NVIDIA GPU")
+    if first.type not in ("cpu", "cuda", "meta"):
+        raise DeviceUnavailableError(f"tensors on {first}: the CPU or an NVIDIA GPU expected")
+    movable = first.type == "cuda"
+    check_devices(program, inputs, [first if movable and x.is_cpu and not x.dim() else x.device for x in inputs])
 
 
 def call(inputs: list[Tensor], program: str) -> list[Tensor]:

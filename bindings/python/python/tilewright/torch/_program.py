@@ -77,7 +77,7 @@ def attention(
 
     def trace() -> Program:
         graph = Region(library)
-        q, k, v = [graph.input(tensor) for tensor in operands]
+        q, k, v = [graph.input(tensor, name) for tensor, name in zip(operands, ("query", "key", "value"))]
         named = _program.attention(q, k, v, score_mod, mask_mod, scale)
         return _program.text_of(graph, [named[name] for name in results or named]), graph.inputs[3:]
 
@@ -107,7 +107,8 @@ def scan(
 
     def trace() -> Program:
         graph = Region(library)
-        values = [graph.input(operand) for operand in operands]
+        names = [f"xs_leaf_{i}" for i in range(len(leaves))] + [f"init_leaf_{i}" for i in range(len(init or ()))]
+        values = [graph.input(operand, name) for operand, name in zip(operands, (*names, "segments"))]
         elements, rest = values[: len(leaves)], values[len(leaves) :]
         flags = None if segments is None else rest.pop()
         results = write_scan(elements, flat, order, None if init is None else rest, flags)
