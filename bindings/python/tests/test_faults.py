@@ -1,18 +1,33 @@
-"""Bad input and faults: what must happen, row by row (`test_errors.py` has the messages)."""
+"""Bad input and faults: what must happen, with the row of the list of faults behind each test that is for one.
+
+Rows 1–3, 10–12 and 16–18 are in `test_errors.py`; 4, 5, 8, 13 and 15 in `test_attention.py`, `test_lengths.py` and
+`test_arrays.py`; what needs a GPU (11, 22, 26) in `test_cuda.py` and `test_cuda_arrays.py`. From Python these cannot occur:
+
+- 21: a panic inside the engine while it holds a lock, since no argument makes it panic (Rust's tests throw one). What can
+  occur is an exception of the user's own function while a lock of this package is held, which is tested here.
+- 22 and 23 on the CPU: the engine there keeps no file, which is tested here. Who may write to the folder of a GPU's
+  kernels is looked at by `crates/cuda`, which tests it.
+- 24, a driver that is too old or a GPU that is not supported: `crates/cuda` refuses them; a machine has one or the other.
+"""
 
 from __future__ import annotations
 
 import math
 import os
+import subprocess
+import sys
 import threading
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from oracle import dense
 from torch import Tensor
 
 import tilewright
+from tilewright import _native
 from tilewright.torch import associative_scan, create_block_mask, flex_attention
 
 
@@ -140,6 +155,84 @@ def test_many_threads_compile_one_function() -> None:
     assert len(results) == 64 and all(torch.equal(results[0], other) for other in results)
 
 
+def test_an_exception_while_a_lock_is_held() -> None:
+    """Row 21: tracing holds the lock of a compiled function."""
+    failing = True
+
+    def function(x: Any) -> Any:
+        if failing:
+            raise KeyError("mine")
+        return x + 1
+
+    compiled = tilewright.compile(function)
+    x = np.ones(3)
+    for _ in range(2):
+        with pytest.raises(KeyError, match="mine"):
+            compiled(x)
+    failing = False
+    results: list[Any] = []
+    other = threading.Thread(target=lambda: results.append(compiled(x)), daemon=True)
+    other.start()
+    other.join(60)
+    assert [result.tolist() for result in results] == [[2.0, 2.0, 2.0]]
+
+
+def test_a_compiled_function_that_calls_itself() -> None:
+    """Row 21: by the same thread, while it holds the lock."""
+    factorial: Any = tilewright.compile(lambda x: x * factorial(np.ones(x.shape[0] - 1)).sum() if x.shape[0] > 1 else x)
+    results: list[Any] = []
+    thread = threading.Thread(target=lambda: results.append(factorial(np.ones(3))), daemon=True)
+    thread.start()
+    thread.join(60)
+    assert [result.tolist() for result in results] == [[2.0, 2.0, 2.0]]
+
+
+def test_nothing_is_kept_on_disk(tmp_path: Path) -> None:
+    """Rows 22 and 23: on the CPU there is no file to damage, and a folder that cannot be written is not missed."""
+    program = "import numpy as np, tilewright as tw; x = np.ones((1, 2, 8, 4)); print(tw.flex_attention(x, x, x).sum())"
+    folder = tmp_path / "cache"
+    folder.mkdir()
+    for cache in (folder, Path("/dev/null/none")):
+        environment = {**os.environ, "TILEWRIGHT_CACHE": str(cache), "XDG_CACHE_HOME": str(cache), "HOME": str(cache)}
+        run = subprocess.run([sys.executable, "-B", "-c", program], env=environment, capture_output=True, text=True, check=False)
+        assert (run.stdout, run.stderr, run.returncode) == ("64.0\n", "", 0)
+    assert not list(folder.iterdir())
+
+
+def test_without_pytorch_and_without_a_gpu() -> None:
+    """Row 24: the package imports and computes where there is neither."""
+    program = (
+        "import sys; sys.modules['torch'] = None\n"
+        "import numpy as np, tilewright as tw\n"
+        "x = np.ones((1, 2, 8, 4)); print(tw.flex_attention(x, x, x).sum())"
+    )
+    environment = {**os.environ, "LD_LIBRARY_PATH": "", "CUDA_VISIBLE_DEVICES": ""}
+    run = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=False)
+    assert (run.stdout, run.stderr, run.returncode) == ("64.0\n", "", 0)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has an NVIDIA GPU")
+def test_a_gpu_that_the_machine_has_not() -> None:
+    """Row 24: what was found, and what is required."""
+    with pytest.raises(tilewright.DeviceUnavailableError, match=r"CUDA is unavailable: .* found, .* required"):
+        _native.synchronize(0)
+
+
+@pytest.mark.parametrize("what", ["results", "room of the engine's own"])
+def test_memory_runs_out(what: str) -> None:
+    """Row 25: the bytes asked for, an exception that Python users expect, and a call with less."""
+    own = what != "results"
+    function = tilewright.compile((lambda x: (x.reshape(-1, 1) @ x.reshape(1, -1)).sum()) if own else (lambda x: x + x))
+    one, extent = np.ones(1, np.float32), 1 << (22 if own else 45)
+    wanted = extent * extent * 4 if own else extent * 4
+    with pytest.raises(tilewright.OutOfMemoryError, match=r"out of memory: \d+ bytes asked for on ") as caught:
+        function(np.broadcast_to(one, (extent,)))
+    assert isinstance(caught.value, MemoryError)
+    asked = int(str(caught.value).split("memory: ")[1].split()[0])
+    assert wanted <= asked <= wanted * 1.01
+    assert float(function(np.broadcast_to(one, (3,))).sum()) == (9.0 if own else 6.0)
+
+
 def test_other_threads_run_while_a_kernel_does() -> None:
     q, k, v = (torch.randn(1, 8, 1024, 64) for _ in range(3))
     flex_attention(q, k, v)
@@ -172,8 +265,12 @@ def test_a_device_that_is_not_there() -> None:
     q, k, v = (torch.randn(1, 1, 4, 4, device="meta") for _ in range(3))
     assert flex_attention(q, k, v).device.type == "meta"
     on_cpu = torch.randn(1, 1, 4, 4)
-    with pytest.raises(tilewright.DeviceUnavailableError, match="cpu, meta"):
+    with pytest.raises(tilewright.ArgumentError, match=r"key: on cpu as query expected, on meta found"):
         flex_attention(on_cpu, k, v)
+    with pytest.raises(tilewright.ArgumentError, match=r"capture 0: on meta as query expected, on cpu .*\[1, 1, 4, 4\]"):
+        flex_attention(q, k, v, lambda s, b, h, i, j: s + on_cpu[0, 0, 0, j])
+    with pytest.raises(tilewright.ArgumentError, match=r"init leaf 0: on cpu as xs leaf 0 expected, on meta found"):
+        associative_scan(lambda l, r: l + r, on_cpu, 3, init=q[..., 0])
 
 
 def test_types_that_are_not_there() -> None:
