@@ -4,7 +4,9 @@
 //! what is read next is asked for between the products, a few rows at a time.
 //!
 //! Fewest queries are multiplied along the head size, with a sum over lanes for each pair. More are the packed right
-//! operand of a product whose left one are the keys, read an element at a time; its scores come out transposed.
+//! operand of a product whose left one are the keys, read an element at a time; its scores come out transposed. So are
+//! the fewest where the log-sum-exp is wanted: a gradient may follow, whose scores add in this order, and a row's weights
+//! must not differ by the scores' roundings.
 
 use std::ops::Range;
 
@@ -37,6 +39,8 @@ pub(super) struct InMemory {
     operands: Operands,
     /// Elements of a vector.
     lanes: usize,
+    /// Whether scores may add in any order.
+    any_order: bool,
 }
 
 /// What a unit keeps.
@@ -55,8 +59,8 @@ pub(super) struct Scratch<S: Scalar> {
 }
 
 impl InMemory {
-    pub(super) fn new<S: Dispatch>(operands: &Operands, context: &Context) -> InMemory {
-        InMemory { operands: *operands, lanes: panel_width::<S>(context.isa) / WIDTH }
+    pub(super) fn new<S: Dispatch>(operands: &Operands, context: &Context, any_order: bool) -> InMemory {
+        InMemory { operands: *operands, lanes: panel_width::<S>(context.isa) / WIDTH, any_order }
     }
 
     /// The values at some keys, as a right operand; and whether they are finite, if that matters.
@@ -149,7 +153,7 @@ impl<S: Dispatch> Source<S> for InMemory {
                 }
             }
         };
-        let fewest = rows <= FEWEST && size.is_multiple_of(V::LANES);
+        let fewest = self.any_order && rows <= FEWEST && size.is_multiple_of(V::LANES);
         let panels = rows.div_ceil(*columns);
         let row = panels * *columns;
         let right = Panels { data: across.as_ptr(), stride: size * *columns, row: *columns };

@@ -32,11 +32,16 @@ mod vector;
 pub(crate) fn forward(kernel: &AttentionForward, memory: &Memory, context: &Context) -> Result<()> {
     let operands = Operands::new(&kernel.attention, memory)?;
     if few::few(&operands.shape) {
+        let any_order = kernel.log_sum_exp.is_none();
         return match score_dtype(kernel.attention.dtype) {
             DType::F64 => {
-                forward::forward::<f64>(kernel, &InMemory::new::<f64>(&operands, context), memory, context)
+                let source = InMemory::new::<f64>(&operands, context, any_order);
+                forward::forward::<f64>(kernel, &source, memory, context)
             }
-            _ => forward::forward::<f32>(kernel, &InMemory::new::<f32>(&operands, context), memory, context),
+            _ => {
+                let source = InMemory::new::<f32>(&operands, context, any_order);
+                forward::forward::<f32>(kernel, &source, memory, context)
+            }
         };
     }
     #[cfg(target_arch = "x86_64")]

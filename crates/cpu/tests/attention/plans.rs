@@ -241,25 +241,33 @@ impl Call<'_> {
 
     /// Output, log-sum-exp, maximum and unrounded output.
     pub fn forward(&self, inputs: &Inputs) -> Result<[Vec<f64>; 4]> {
+        Ok(self.forward_with(inputs, true)?.try_into().expect("four outputs"))
+    }
+
+    /// The output, where nothing else is wanted.
+    pub fn output(&self, inputs: &Inputs) -> Result<Vec<f64>> {
+        Ok(self.forward_with(inputs, false)?.swap_remove(0))
+    }
+
+    fn forward_with(&self, inputs: &Inputs, all: bool) -> Result<Vec<Vec<f64>>> {
         let AttentionShape { batch, heads, queries, value_size, .. } = self.shape;
         let kind = Kind::of(self.score_dtype());
         let mut builder = Builder::new(self.order);
         let attention = self.attention(&mut builder, inputs);
-        let rows = [batch, heads, queries];
+        let (rows, outputs) = ([batch, heads, queries], [batch, heads, queries, value_size]);
+        let output = builder.output(self.dtype, &outputs, self.order);
+        let mut further =
+            |shape: &[usize], order| all.then(|| builder.output(self.score_dtype(), shape, order));
         let kernel = AttentionForward {
             attention,
             score: self.function.programs.as_ref().map(|programs| (programs.build)(kind).0),
-            output: builder.output(self.dtype, &[batch, heads, queries, value_size], self.order),
-            log_sum_exp: Some(builder.output(self.score_dtype(), &rows, Order::Packed)),
-            maximum: Some(builder.output(self.score_dtype(), &rows, Order::Reversed)),
-            unrounded: Some(builder.output(
-                self.score_dtype(),
-                &[batch, heads, queries, value_size],
-                self.order,
-            )),
+            output,
+            log_sum_exp: further(&rows, Order::Packed),
+            maximum: further(&rows, Order::Reversed),
+            unrounded: further(&outputs, self.order),
         };
         builder.plan.kernels.push(Kernel::AttentionForward(kernel));
-        Ok(builder.run(self.threads, self.isa)?.try_into().expect("four outputs"))
+        builder.run(self.threads, self.isa)
     }
 
     /// The cotangents of query, key, value and table, from the unrounded output.
