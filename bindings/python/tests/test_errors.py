@@ -58,6 +58,20 @@ def test_if_on_a_traced_value() -> None:
     assert "torch.where" in message and f"{__file__}:{line}" in message and len(message) < 1000
 
 
+def test_if_on_a_traced_value_of_a_combine_function() -> None:
+    def greatest(left: Any, right: Any) -> Any:
+        return left if left > right else right
+
+    line = inspect.getsourcelines(greatest)[1] + 1
+    x = torch.tensor([1.0, 4.0, 2.0])
+    with pytest.raises(tilewright.TraceError) as caught:
+        associative_scan(greatest, x, 0)
+    message = str(caught.value)
+    assert "torch.where" in message and f"{__file__}:{line}" in message and len(message) < 1000
+    chosen = associative_scan(lambda left, right: torch.where(left > right, left, right), x, 0)
+    assert chosen.tolist() == [1.0, 4.0, 4.0]
+
+
 def test_untraceable_function_and_wrong_arity() -> None:
     q, k, v = _qkv()
     with pytest.raises(tilewright.TraceError, match="cumsum"):

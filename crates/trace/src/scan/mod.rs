@@ -65,6 +65,21 @@ struct Options {
 /// assert!(error.to_string().contains("associative_scan"));
 /// # Ok::<(), Error>(())
 /// ```
+///
+/// A Rust `if` in it cannot ask for an element's value, and does not compile; [`Tensor::select`] chooses.
+/// ```compile_fail
+/// use tilewright::prelude::*;
+///
+/// let greatest = |x: Tensor| associative_scan(x, 0, |l, r| if l > r { l } else { r }).call();
+/// ```
+/// ```
+/// use tilewright::prelude::*;
+///
+/// let greatest = compile(|x: Tensor| associative_scan(x, 0, |l: Tensor, r| l.gt(r).select(l, r)).call());
+/// let y = greatest.call(&Array::new([3], &[1.0f32, 4.0, 2.0])?)?;
+/// assert_eq!(y.to_vec::<f32>()?, [1.0, 4.0, 4.0]);
+/// # Ok::<(), Error>(())
+/// ```
 pub fn associative_scan<T: TensorTree, F: FnOnce(T, T) -> T>(
     elements: T,
     axis: isize,
