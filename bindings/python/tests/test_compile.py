@@ -17,7 +17,7 @@ from torch._higher_order_ops.associative_scan import associative_scan as torch_s
 from torch.utils.checkpoint import checkpoint
 
 import tilewright.torch
-from tilewright.torch import associative_scan, create_block_mask, flex_attention
+from tilewright.torch import AuxRequest, associative_scan, create_block_mask, flex_attention
 
 
 class Layer(nn.Module):
@@ -123,6 +123,24 @@ def test_statistics_under_compile() -> None:
         torch.testing.assert_close(a, b)
 
 
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+def test_statistics_under_another_backend(backend: str) -> None:
+    """There PyTorch's own operator stays, whose statistics are in base 2."""
+    q, k, v = (torch.randn(1, 2, 17, 8, requires_grad=True) for _ in range(3))
+
+    def function(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        out, aux = flex_attention(q, k, v, lambda s, b, h, i, j: s * 2, return_aux=AuxRequest(lse=True, max_scores=True))
+        assert aux.lse is not None and aux.max_scores is not None
+        return out, aux.lse, aux.max_scores
+
+    found, golden = torch.compile(function, backend=backend, fullgraph=True)(q, k, v), function(q, k, v)
+    for a, b in zip(found, golden):
+        torch.testing.assert_close(a, b)
+    gradients = (torch.autograd.grad(out.sin().sum() + lse.sin().sum(), (q, k, v)) for out, lse, _ in (found, golden))
+    for a, b in zip(*gradients):
+        torch.testing.assert_close(a, b)
+
+
 @pytest.mark.parametrize("reentrant", [False, True])
 @pytest.mark.parametrize("compiled", [False, True])
 def test_activation_checkpointing(compiled: bool, reentrant: bool) -> None:
@@ -185,14 +203,14 @@ def test_export() -> None:
             super().__init__()
             self.bias = nn.Parameter(torch.randn(2, 9))
 
-        def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            out: Tensor = flex_attention(q, k, v, lambda s, b, h, i, j: s + self.bias[h, i - j + 4])
-            return out
+        def forward(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+            return flex_attention(q, k, v, lambda s, b, h, i, j: s + self.bias[h, i - j + 4], return_lse=True)
 
     q, k, v = (torch.randn(1, 2, 5, 4) for _ in range(3))
     model = Small()
-    exported = torch.export.export(model, (q, k, v))
-    torch.testing.assert_close(exported.module()(q, k, v), model(q, k, v))
+    exported = torch.export.export(model, (q, k, v)).module()
+    for a, b in zip(exported(q, k, v), model(q, k, v)):
+        torch.testing.assert_close(a, b)
 
 
 def _train(rank: int, port: int, results: Any) -> None:

@@ -54,7 +54,8 @@ def _identity(score: Any, b: Any, h: Any, q: Any, k: Any) -> Any:
 def flex_attention(
     query: Tensor, key: Tensor, value: Tensor, score_mod: Any, block_mask: Any, scale: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The call as Dynamo sees it. PyTorch's operator gives its statistics in base 2; ours is asked for natural ones."""
+    """The call as Dynamo sees it. PyTorch's operator gives its statistics in base 2, and stays where another backend than
+    ``inductor`` compiles; ours is asked for natural ones."""
     if block_mask is not None and getattr(block_mask, "_sizes", None) is None:
         blocks = block_mask.as_tuple()
     else:
@@ -64,8 +65,8 @@ def flex_attention(
         lists = (empty, empty.unsqueeze(-1), None, None, empty, empty.unsqueeze(-1), None, None, None, None, None, None)
         blocks = (query.shape[2], key.shape[2], *lists, FUNCTION_ONLY, FUNCTION_ONLY, mask_mod)
     score = _identity if score_mod is None else score_mod
-    results: tuple[Tensor, Tensor, Tensor] = flex_attention_op(query, key, value, score, blocks, scale, _NATURAL_OPTIONS)
-    return results
+    out, lse, maximum = flex_attention_op(query, key, value, score, blocks, scale, _NATURAL_OPTIONS)
+    return out, torch.ops.tilewright.natural(lse), torch.ops.tilewright.natural(maximum)
 
 
 _OPTIONS: dict[str, Any] = {
@@ -117,7 +118,7 @@ class ReplaceCalls(CustomGraphPass):
 
     def uuid(self) -> str:
         """Changes when the pass does."""
-        return f"tilewright-{_native.__version__}-6"
+        return f"tilewright-{_native.__version__}-7"
 
 
 def install() -> None:

@@ -201,6 +201,24 @@ def _in_base_two(statistic: Tensor) -> Tensor:
     return statistic / math.log(2.0)
 
 
+_NATURAL = "tilewright::natural"
+
+torch.library.define(_NATURAL, "(Tensor statistic) -> Tensor")
+
+
+def _natural(statistic: Tensor) -> Tensor:
+    return statistic * math.log(2.0)
+
+
+torch.library.impl(_NATURAL, "CompositeImplicitAutograd", func=_natural)
+
+
+def _replace_natural(graph: fx.Graph, node: fx.Node) -> None:
+    """A statistic of a call of ours is natural already; where PyTorch's operator stays, this converts it."""
+    node.replace_all_uses_with(cast(fx.Node, node.args[0]))
+    graph.erase_node(node)
+
+
 def _is_noop(module: fx.GraphModule) -> bool:
     calls = [node for node in module.graph.nodes if node.op not in ("placeholder", "output")]
     return len(calls) == 1 and calls[0].op == "call_method" and calls[0].target == "new_ones"
@@ -335,6 +353,8 @@ def _unflipped(graph: fx.Graph, node: fx.Node, index: int, result: fx.Node) -> f
 _REPLACE: dict[Any, Callable[[fx.Graph, fx.Node], None]] = {
     flex_attention_op: _replace_attention,
     associative_scan_op: _replace_torchs_scan,
+    torch.ops.tilewright.natural: _replace_natural,
+    torch.ops.tilewright.natural.default: _replace_natural,
     torch.ops.tilewright.scan: _replace_scan,
     torch.ops.tilewright.scan.default: _replace_scan,
 }
