@@ -220,12 +220,21 @@ impl<T: Number> Aligned<T> {
         let Some(layout) = Aligned::<T>::layout(length) else {
             return Err(out_of_memory(length.saturating_mul(size_of::<T>())));
         };
+        let place = |allocation: *mut u8| {
+            allocation.map_addr(|address| address.next_multiple_of(alignment::<T>(length)))
+        };
+        if let Some(allocation) = kept::take(layout) {
+            let data = place(allocation);
+            // SAFETY: `length` numbers of it are this array's, and numbers may be zero bytes.
+            unsafe { data.write_bytes(0, length * size_of::<T>()) };
+            return Ok(Aligned { allocation, data: data.cast(), length });
+        }
         // SAFETY: the layout is not of size 0.
         let allocation = unsafe { std::alloc::alloc_zeroed(layout) };
         if allocation.is_null() {
             return Err(out_of_memory(layout.size()));
         }
-        let data = allocation.map_addr(|address| address.next_multiple_of(alignment::<T>(length)));
+        let data = place(allocation);
         if alignment::<T>(length) == HUGE {
             ask_for_huge_pages(data, length * size_of::<T>());
         }
@@ -278,8 +287,90 @@ fn out_of_memory(bytes: usize) -> Error {
 impl<T: Number> Drop for Aligned<T> {
     fn drop(&mut self) {
         let layout = Aligned::<T>::layout(self.length).expect("it was allocated with this layout");
-        // SAFETY: as it says.
-        unsafe { dealloc(self.allocation, layout) }
+        if !kept::keep(self.allocation, layout) {
+            // SAFETY: as it says.
+            unsafe { dealloc(self.allocation, layout) }
+        }
+    }
+}
+
+/// Allocations that were given up and may be asked for again, as each call of a program asks for the same. An allocator
+/// gives large ones back to the system at once, and fresh memory costs a fault for each page: up to half the time of a
+/// small model's attention.
+mod kept {
+    use std::alloc::{Layout, dealloc};
+    use std::collections::VecDeque;
+    use std::sync::{Mutex, MutexGuard, PoisonError};
+
+    /// Bytes of an allocation that is kept: smaller ones the allocator keeps, larger ones are few.
+    const SIZES: std::ops::Range<usize> = 32 << 10..32 << 20;
+
+    /// Bytes of all that are kept, at most: the oldest go.
+    const MOST: usize = 64 << 20;
+
+    struct Kept {
+        /// Address and layout, the oldest first.
+        allocations: VecDeque<(usize, Layout)>,
+        bytes: usize,
+    }
+
+    static KEPT: Mutex<Kept> = Mutex::new(Kept { allocations: VecDeque::new(), bytes: 0 });
+
+    fn lock() -> MutexGuard<'static, Kept> {
+        KEPT.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// An allocation of this layout, with anything in it.
+    pub fn take(layout: Layout) -> Option<*mut u8> {
+        if !SIZES.contains(&layout.size()) {
+            return None;
+        }
+        let mut kept = lock();
+        let place = kept.allocations.iter().rposition(|(_, of)| *of == layout)?;
+        let (address, _) = kept.allocations.remove(place)?;
+        kept.bytes -= layout.size();
+        Some(std::ptr::with_exposed_provenance_mut(address))
+    }
+
+    /// Takes over an allocation of this layout, if it is worth keeping.
+    pub fn keep(allocation: *mut u8, layout: Layout) -> bool {
+        if !SIZES.contains(&layout.size()) {
+            return false;
+        }
+        let mut kept = lock();
+        kept.allocations.push_back((allocation.expose_provenance(), layout));
+        kept.bytes += layout.size();
+        while kept.bytes > MOST
+            && let Some((address, layout)) = kept.allocations.pop_front()
+        {
+            kept.bytes -= layout.size();
+            // SAFETY: it was allocated with this layout, and nobody else knows it.
+            unsafe { dealloc(std::ptr::with_exposed_provenance_mut(address), layout) }
+        }
+        true
+    }
+
+    #[cfg(test)]
+    mod tests {
+        use super::super::Aligned;
+
+        #[test]
+        fn what_is_given_up_comes_back_as_zeros() {
+            // A size that no other test asks for.
+            let length = (48 << 10) + 24;
+            for _ in 0..3 {
+                let mut array = Aligned::<f32>::new(length).unwrap();
+                assert!(array.iter().all(|&x| x == 0.0));
+                array.fill(1.0);
+            }
+        }
+
+        #[test]
+        fn no_more_is_kept_than_is_said() {
+            let arrays: Vec<_> = (0..20).map(|i| Aligned::<u8>::new((5 << 20) + i).unwrap()).collect();
+            drop(arrays);
+            assert!(super::lock().bytes <= super::MOST);
+        }
     }
 }
 
