@@ -141,23 +141,6 @@ fn sizes_that_overflow_are_refused() {
     assert!(["too-large", "too_large", "out-of-memory", "out_of_memory"].contains(&error.code()), "{error}");
 }
 
-/// Row 14. A row of bytes, so that it takes 6 GiB and not more.
-#[test]
-#[ignore = "6 GiB and minutes: run it by name, with --ignored"]
-fn more_positions_than_31_bits_can_count() {
-    let length = (1usize << 31) + 77_777;
-    let byte = |i: usize| (i.wrapping_mul(0x9E37_79B9) >> 13) as u8;
-    let x = Array::from_fn([length], |i| byte(i[0])).unwrap();
-    let f = compile(|x: Tensor| associative_scan(x, 0, |l, r| l ^ r).call());
-    let y = f.call(&x).unwrap();
-    drop(x);
-    let mut fold = 0;
-    for (i, &found) in y.to_bytes().unwrap().iter().enumerate() {
-        fold ^= byte(i);
-        assert_eq!(found, fold, "position {i}");
-    }
-}
-
 #[test]
 fn threads_share_one_compilation_and_every_count_gives_the_same_bits() {
     let traced = AtomicUsize::new(0);
