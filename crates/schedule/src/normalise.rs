@@ -62,7 +62,7 @@ pub(crate) fn normalise(graph: &Graph, inputs: &[Layout]) -> Result<Normal> {
 }
 
 /// For results of attention, which may lie in any order of axes, that in which they are read: only ever transposed so,
-/// but for the gradient, which takes any. A product then reads what the heads come to as it lies.
+/// but for attention and its gradient, which take any. A product then reads what the heads come to as it lies.
 fn memory_orders(graph: &Graph) -> HashMap<Value, &[usize]> {
     let is_attention = |op: &Op| matches!(op, Op::FlexAttention(_) | Op::FlexAttentionBackward(_));
     let mut orders: HashMap<Value, &[usize]> = HashMap::new();
@@ -72,16 +72,12 @@ fn memory_orders(graph: &Graph) -> HashMap<Value, &[usize]> {
             if !graph.producer(operand).is_some_and(|producer| is_attention(&producer.op)) {
                 continue;
             }
-            match &node.op {
-                Op::Transpose { permutation } => {
-                    if *orders.entry(operand).or_insert(permutation) != permutation {
-                        others.insert(operand);
-                    }
-                }
-                Op::FlexAttentionBackward(_) => {}
-                _ => {
+            if let Op::Transpose { permutation } = &node.op {
+                if *orders.entry(operand).or_insert(permutation) != permutation {
                     others.insert(operand);
                 }
+            } else if !is_attention(&node.op) {
+                others.insert(operand);
             }
         }
     }

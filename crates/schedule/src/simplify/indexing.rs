@@ -6,10 +6,14 @@ use super::rebuild;
 
 /// Gathers before functions of single elements, and scatters of one update for each row as selections.
 pub(super) fn simplify(graph: &Graph) -> Result<Graph> {
-    rebuild(graph, |new, node, operands| match &node.op {
-        Op::Gather => gathered_before(new, node, operands),
-        Op::ScatterAdd { shape } => selected(new, node, operands, shape),
-        _ => Ok(None),
+    rebuild(graph, |new, node, operands| {
+        if node.op == Op::Gather {
+            gathered_before(new, node, operands)
+        } else if let Op::ScatterAdd { shape } = &node.op {
+            selected(new, node, operands, shape)
+        } else {
+            Ok(None)
+        }
     })
 }
 
@@ -81,9 +85,9 @@ fn selected(new: &mut Graph, node: &Node, operands: &[Value], shape: &[usize]) -
 
 /// Whether a value is the position along an axis.
 fn is_iota(graph: &Graph, value: Value, axis: usize) -> bool {
-    graph.producer(value).is_some_and(|node| match &node.op {
-        Op::Iota { axis: of, .. } => *of == axis,
-        Op::Cast(_) => is_iota(graph, node.operands[0], axis),
-        _ => false,
-    })
+    let Some(node) = graph.producer(value) else { return false };
+    if let Op::Cast(_) = node.op {
+        return is_iota(graph, node.operands[0], axis);
+    }
+    matches!(node.op, Op::Iota { axis: of, .. } if of == axis)
 }

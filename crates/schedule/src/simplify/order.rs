@@ -1,6 +1,6 @@
 //! The order of operations.
 
-use tilewright_ir::{Graph, Op, Result};
+use tilewright_ir::{Graph, Result};
 
 use super::copy;
 
@@ -20,7 +20,7 @@ pub(super) fn is_any(graph: &Graph) -> bool {
     early(graph).windows(2).any(|pair| pair == [false, true])
 }
 
-/// For each node, whether it is a function of single numbers that depends on parameters only.
+/// For each node, whether it makes single numbers of single numbers, and these of parameters.
 fn early(graph: &Graph) -> Vec<bool> {
     let single = |&value: &_| graph.ty(value).elements() == 1;
     let mut known = vec![false; graph.value_count()];
@@ -29,42 +29,12 @@ fn early(graph: &Graph) -> Vec<bool> {
     }
     let mut early = Vec::with_capacity(graph.nodes().len());
     for node in graph.nodes() {
-        let is = is_of_elements(&node.op)
-            && node.operands.iter().all(|operand| known[operand.index()])
-            && node.results.iter().all(single);
+        let is =
+            node.operands.iter().all(|operand| known[operand.index()]) && node.results.iter().all(single);
         for result in &node.results {
             known[result.index()] = is;
         }
         early.push(is);
     }
     early
-}
-
-fn is_of_elements(op: &Op) -> bool {
-    match op {
-        Op::Constant(_)
-        | Op::Unary(_)
-        | Op::Binary(_)
-        | Op::Compare(_)
-        | Op::Select
-        | Op::Cast(_)
-        | Op::Broadcast { .. }
-        | Op::Reshape { .. } => true,
-        Op::Iota { .. }
-        | Op::StopGradient
-        | Op::Transpose { .. }
-        | Op::Slice { .. }
-        | Op::Pad { .. }
-        | Op::Reverse { .. }
-        | Op::Concatenate { .. }
-        | Op::Reduce { .. }
-        | Op::ArgMax { .. }
-        | Op::Dot(_)
-        | Op::Gather
-        | Op::ScatterAdd { .. }
-        | Op::RandomBits { .. }
-        | Op::FlexAttention(_)
-        | Op::FlexAttentionBackward(_)
-        | Op::AssociativeScan(_) => false,
-    }
 }

@@ -60,20 +60,27 @@ fn product(program: &Program, register: Register) -> Option<Product> {
             let of = product(program, *x)?;
             Product { negative: !of.negative, ..of }
         }
-        _ => return None,
+        Operation::Input(_)
+        | Operation::Constant(_)
+        | Operation::Unary(..)
+        | Operation::Binary(..)
+        | Operation::Compare(..)
+        | Operation::Select(..)
+        | Operation::Cast(_)
+        | Operation::Round(..)
+        | Operation::Load(..)
+        | Operation::RandomBits(..) => return None,
     };
     (found.scores <= 1 && found.cotangents <= 1).then_some(found)
 }
 
 /// The products whose sum a register is, if it is one.
 fn sum(program: &Program, register: Register) -> Option<Vec<Product>> {
-    match &program.instructions[register.index()].operation {
-        Operation::Binary(Binary::Add, x, y) => {
-            let (x, y) = (sum(program, *x)?, sum(program, *y)?);
-            (x.len() + y.len() <= MOST).then(|| [x, y].concat())
-        }
-        _ => Some(vec![product(program, register)?]),
+    if let Operation::Binary(Binary::Add, x, y) = &program.instructions[register.index()].operation {
+        let (x, y) = (sum(program, *x)?, sum(program, *y)?);
+        return (x.len() + y.len() <= MOST).then(|| [x, y].concat());
     }
+    Some(vec![product(program, register)?])
 }
 
 /// The gain of a gradient, and what else its pass has to do with it.
