@@ -1,7 +1,9 @@
 //! Times attention and its gradient on a GPU, as `bench/device.sh` runs it: one line for each score function and
 //! mask, with the time of each kernel.
 //!
-//! `device_bench BATCH HEADS LENGTH SIZE [bf16|f16|f32 [part of a score function's name ...]]`
+//! `device_bench [--compile FOLDER] BATCH HEADS LENGTH SIZE [bf16|f16|f32 [part of a score function's name ...]]`: with a
+//! folder, nothing is run: the text and machine code of the kernels of each gradient go there, and what compiling took
+//! and the assembler says is printed, which needs no GPU.
 
 #[path = "../tests/kernels/case.rs"]
 #[allow(dead_code, reason = "the example takes from the tests what it times, and not what they compare")]
@@ -10,23 +12,27 @@ mod case;
 mod table;
 
 use std::process::ExitCode;
+use std::time::Instant;
 
 use case::{Sizes, attention};
-use table::{MASKS, SCORES};
+use table::{MASKS, Mask, SCORES, Score};
 use tilewright_autodiff::reverse;
-use tilewright_cuda::driver::{Device, DeviceMemory, Event, Executable};
-use tilewright_ir::{DType, Graph, Result, Type};
+use tilewright_cuda::codegen::{Step, Target, lower};
+use tilewright_cuda::driver::{Device, DeviceMemory, Event, Executable, compiler};
+use tilewright_ir::{DType, Error, Graph, Result, Type};
 use tilewright_schedule::{Layout, simplify};
 
 /// Runs of each program; the median is shown.
 const RUNS: usize = 11;
 
 fn main() -> ExitCode {
-    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let mut arguments: Vec<String> = std::env::args().skip(1).collect();
+    let compile = arguments.first().is_some_and(|first| first == "--compile") && arguments.len() > 1;
+    let folder = compile.then(|| arguments.drain(..2).nth(1)).flatten();
     let numbers: Vec<usize> = arguments.iter().filter_map(|argument| argument.parse().ok()).collect();
     let dtype = arguments.get(4).and_then(|name| DType::from_name(name)).unwrap_or(DType::BF16);
     let [batch, heads, length, size] = numbers[..] else {
-        eprintln!("usage: device_bench BATCH HEADS LENGTH SIZE [bf16|f16|f32]");
+        eprintln!("usage: device_bench [--compile FOLDER] BATCH HEADS LENGTH SIZE [bf16|f16|f32]");
         return ExitCode::FAILURE;
     };
     let sizes = Sizes {
@@ -39,7 +45,14 @@ fn main() -> ExitCode {
         head_size: size,
         value_size: size,
     };
-    match measure(sizes, dtype, arguments.get(5..).unwrap_or_default()) {
+    let rows = rows(arguments.get(5..).unwrap_or_default());
+    let outcome = match folder {
+        Some(folder) => {
+            rows.iter().try_for_each(|(score, mask)| compile_kernels(&folder, sizes, dtype, score, *mask))
+        }
+        None => measure(sizes, dtype, &rows),
+    };
+    match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("{error}");
@@ -48,38 +61,78 @@ fn main() -> ExitCode {
     }
 }
 
-fn measure(sizes: Sizes, dtype: DType, wanted: &[String]) -> Result<()> {
-    let device = Device::open(0)?;
-    println!("{}, {dtype}, {sizes:?}", device.name);
+/// Each wanted score function, without a mask and with a causal one.
+fn rows(wanted: &[String]) -> Vec<(&'static Score, Option<&'static Mask>)> {
     // Tables of the test's lengths are too short here: only functions whose arrays grow with the call.
     let short = ["700", "[9]"];
-    for score in SCORES {
-        if score.captures.iter().any(|(_, ty, _)| short.iter().any(|part| ty.contains(part))) {
-            continue;
-        }
-        if !wanted.is_empty() && !wanted.iter().any(|part| score.name.contains(part.as_str())) {
-            continue;
-        }
-        for mask in [None, Some(&MASKS[0])] {
-            let name = format!("{}, {}", score.name, mask.map_or("no mask", |mask| mask.name));
-            let (graph, limits) = attention(dtype, sizes, score, mask);
-            let limits = [&[0, 0, 0], &limits[..]].concat();
-            let admitted = if mask.is_some() { 0.5 } else { 1.0 };
-            let Sizes { batch, heads, queries, keys, head_size, .. } = sizes;
-            let flops = 4.0 * admitted * (batch * heads * queries * keys * head_size) as f64;
-            let forward = median(&device, &graph, &limits)?;
-            let both = median(&device, &with_gradients(graph), &limits)?;
-            println!(
-                "{name}: forward {:.3} ms, {:.0} TFLOP/s; with backward {:.3} ms, backward {:.0} TFLOP/s",
-                forward.0,
-                flops / forward.0 as f64 * 1e-9,
-                both.0,
-                2.5 * flops / f64::from(both.0 - forward.0) * 1e-9
-            );
-            println!("    {}", both.1);
-        }
+    let fits = |score: &&Score| {
+        !score.captures.iter().any(|(_, ty, _)| short.iter().any(|part| ty.contains(part)))
+            && (wanted.is_empty() || wanted.iter().any(|part| score.name.contains(part.as_str())))
+    };
+    SCORES.iter().filter(fits).flat_map(|score| [(score, None), (score, Some(&MASKS[0]))]).collect()
+}
+
+fn name(score: &Score, mask: Option<&Mask>) -> String {
+    format!("{}, {}", score.name, mask.map_or("no mask", |mask| mask.name))
+}
+
+fn measure(sizes: Sizes, dtype: DType, rows: &[(&Score, Option<&Mask>)]) -> Result<()> {
+    let device = Device::open(0)?;
+    println!("{}, {dtype}, {sizes:?}", device.name);
+    for &(score, mask) in rows {
+        let (graph, limits) = attention(dtype, sizes, score, mask);
+        let limits = [&[0, 0, 0], &limits[..]].concat();
+        let admitted = if mask.is_some() { 0.5 } else { 1.0 };
+        let Sizes { batch, heads, queries, keys, head_size, .. } = sizes;
+        let flops = 4.0 * admitted * (batch * heads * queries * keys * head_size) as f64;
+        let forward = median(&device, &graph, &limits)?;
+        let both = median(&device, &with_gradients(graph), &limits)?;
+        println!(
+            "{}: forward {:.3} ms, {:.0} TFLOP/s; with backward {:.3} ms, backward {:.0} TFLOP/s",
+            name(score, mask),
+            forward.0,
+            flops / forward.0 as f64 * 1e-9,
+            both.0,
+            2.5 * flops / f64::from(both.0 - forward.0) * 1e-9
+        );
+        println!("    {}", both.1);
     }
     Ok(())
+}
+
+/// Writes the text and the machine code of the kernels of an attention with its gradient.
+fn compile_kernels(
+    folder: &str,
+    sizes: Sizes,
+    dtype: DType,
+    score: &Score,
+    mask: Option<&Mask>,
+) -> Result<()> {
+    let graph = with_gradients(attention(dtype, sizes, score, mask).0);
+    let plan = tilewright_schedule::lower(&simplify(&graph)?, &layouts(&graph))?;
+    println!("{}", name(score, mask));
+    for (_, step) in lower(&plan, Target::HOPPER)?.steps {
+        let Step::Launch(launch) = step else { continue };
+        let start = Instant::now();
+        let compiled = compiler::compile(&launch.source.text(), &compiler::architecture(90))?;
+        println!(
+            "    {}: {:?}, {} bytes of shared memory",
+            launch.source.entry,
+            start.elapsed(),
+            launch.shared_bytes
+        );
+        let path = format!("{folder}/{}-{}", name(score, mask).replace([' ', ','], "-"), launch.source.entry);
+        let written = std::fs::write(format!("{path}.cu"), launch.source.text())
+            .and_then(|()| std::fs::write(format!("{path}.cubin"), &compiled.cubin));
+        written.map_err(|error| Error::argument("folder", error.to_string()))?;
+        let told = |line: &&str| ["Used", "spill", "C75"].iter().any(|word| line.contains(word));
+        compiled.log.lines().filter(told).for_each(|line| println!("        {}", line.trim()));
+    }
+    Ok(())
+}
+
+fn layouts(graph: &Graph) -> Vec<Layout> {
+    graph.parameter_types().iter().map(|ty| Layout::packed(&ty.shape)).collect()
 }
 
 fn with_gradients(mut graph: Graph) -> Graph {
@@ -95,8 +148,7 @@ fn with_gradients(mut graph: Graph) -> Graph {
 
 /// The median time of a graph's runs in milliseconds, and the time of each kernel in one more run.
 fn median(device: &std::sync::Arc<Device>, graph: &Graph, limits: &[i64]) -> Result<(f32, String)> {
-    let layouts: Vec<Layout> = graph.parameter_types().iter().map(|ty| Layout::packed(&ty.shape)).collect();
-    let plan = tilewright_schedule::lower(&simplify(graph)?, &layouts)?;
+    let plan = tilewright_schedule::lower(&simplify(graph)?, &layouts(graph))?;
     let executable = Executable::new(device, plan)?;
     let mut seed = 1;
     let mut inputs = Vec::new();

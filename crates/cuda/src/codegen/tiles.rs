@@ -223,7 +223,7 @@ fn one_pass_measured(needs: OnePassNeeds, columns: usize, head: usize, value: us
         consumer_registers: 240,
         term_floats,
         // Barriers, tiles that were walked to, and which keys the block owns.
-        shared_bytes: 2 * elements + 4 * floats + 11 * 8 + 4 * 16 + 5 * 4,
+        shared_bytes: 2 * elements + 4 * floats + 13 * 8 + 2 * 20 + 6 * 4,
     }
 }
 

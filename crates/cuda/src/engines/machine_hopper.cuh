@@ -39,6 +39,13 @@ DEVICE void give_registers() { asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;
 template <int N>
 DEVICE void take_registers() { asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(N)); }
 
+// The inverse of `load_matrices`.
+DEVICE void store_matrices(void* row, const unsigned (&words)[4]) {
+    asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(shared_address(row)),
+                 "r"(words[0]), "r"(words[1]), "r"(words[2]), "r"(words[3])
+                 : "memory");
+}
+
 // Products: those between `begin_products` and `close_products` are a group.
 DEVICE void begin_products() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
 DEVICE void close_products() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
@@ -100,17 +107,15 @@ DEVICE void wait_for_flag(const int* flag, int value) {
     } while (x != value);
     asm volatile("fence.proxy.async;" ::: "memory");
 }
+// What is done in bulk is seen by others once its end is, without a fence (PTX: a fence between the proxies is implied).
 DEVICE void store_release(int* flag, int x) {
-    asm volatile("fence.proxy.async;\nst.release.gpu.global.s32 [%0], %1;" ::"l"(flag), "r"(x) : "memory");
+    asm volatile("st.release.gpu.global.s32 [%0], %1;" ::"l"(flag), "r"(x) : "memory");
 }
 DEVICE int take_ticket(int* counter) { return atomicAdd(counter, 1); }
 
-// About how many blocks run at once, where one takes a whole multiprocessor.
-DEVICE int multiprocessors() {
-    int count;
-    asm("mov.u32 %0, %%nsmid;" : "=r"(count));
-    return count;
-}
+// How many blocks run at once on most of these machines, where one takes a whole multiprocessor. Orders of additions
+// follow from it, so that it is the same on all of them.
+constexpr int MULTIPROCESSORS = 132;
 
 // A number that all lanes of a warp have, so that the compiler knows it for one.
 DEVICE int uniform(int x) { return __shfl_sync(~0u, x, 0); }

@@ -148,6 +148,24 @@ static void load_matrices_of(unsigned (&words)[4], const void* row) {
 void load_matrices(unsigned (&words)[4], const void* row) { load_matrices_of<false>(words, row); }
 void load_matrices_transposed(unsigned (&words)[4], const void* row) { load_matrices_of<true>(words, row); }
 
+struct MatrixRow {
+    unsigned char* at;
+    MatrixWords words;
+};
+struct Nothing {};
+void store_matrices(void* row, const unsigned (&words)[4]) {
+    if (!aligned(row)) host::fail("a matrix row that is not aligned");
+    MatrixRow mine = {(unsigned char*)row, {}};
+    memcpy(mine.words.words, words, sizeof words);
+    together<MatrixRow, Nothing>(mine, [](auto& given, auto&) {
+        for (int lane = 0; lane < 32; ++lane) {
+            for (int matrix = 0; matrix < 4; ++matrix) {
+                memcpy(given[matrix * 8 + lane / 4].at + lane % 4 * 4, &given[lane].words.words[matrix], 4);
+            }
+        }
+    });
+}
+
 // One lane's part of a product: its fragments, in elements.
 template <int A, int B>
 struct Fragments {

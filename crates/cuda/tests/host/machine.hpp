@@ -85,6 +85,7 @@ inline void wait_for_copies() {}
 // Products by a warp: sums[16×8] += a · b.
 void load_matrices(unsigned (&words)[4], const void* row);
 void load_matrices_transposed(unsigned (&words)[4], const void* row);
+void store_matrices(void* row, const unsigned (&words)[4]);
 void multiply_words(float (&sums)[4], const unsigned (&a)[4], const unsigned (&b)[2], bfloat16);
 void multiply_words(float (&sums)[4], const unsigned (&a)[4], const unsigned (&b)[2], float16);
 void multiply_tf32(float (&sums)[4], const float (&a)[4], const float (&b)[2]);
@@ -131,7 +132,7 @@ template <int BLOCKS>
 void hold(float (&)[BLOCKS][4]) {}
 template <int N>
 void pin(unsigned (&)[N][4]) {}
-inline int multiprocessors() { return 5; }
+constexpr int MULTIPROCESSORS = 5;
 inline int uniform(int x) { return x; }
 inline int anew(int x) { return x; }
 inline float exp2_in_order(float x) { return exp2f(x); }

@@ -373,6 +373,8 @@ fn captured_gradients_by_warpgroups() {
         one_pass(DType::F16, wide, "query gain", None),
         one_pass(DType::BF16, LONG, "query gain", Some(&MASKS[1])),
         one_pass(DType::BF16, far, "relative", Some(&MASKS[1])),
+        // Rounds of heads that are walked up and down.
+        one_pass(DType::BF16, Sizes { heads: 4, key_heads: 2, ..far }, "relative", Some(&MASKS[0])),
         one_pass(DType::BF16, wide, "relative", None),
         one_pass(DType::F16, Sizes { queries: 100, ..wide }, "sum", Some(&MASKS[0])),
         one_pass(DType::BF16, Sizes { queries: 90, keys: 150, ..LONG }, "relative and sum", Some(&MASKS[2])),

@@ -8,6 +8,14 @@ struct alignas(16) Four {
     float x[4];
 };
 
+// Exponents of a tile's rows that are asked for before its products are: those come from shared memory too, and what is
+// asked for after them waits for them. Where tiles are wide there are no registers for it.
+constexpr int EARLY = COLUMNS == 64 ? COLUMNS / 8 : 0;
+DEVICE void load_early(Two (&early)[at_least_one(EARLY)], const float* log2_sum_exps) {
+#pragma unroll
+    for (int j = 0; j < EARLY; ++j) early[j] = *(const Two*)(log2_sum_exps + 8 * j + lane_index() % 4 * 2);
+}
+
 // Which pairs of a tile are admitted, a bit each.
 DEVICE Bits admitted_pairs(const Parameters& p, int b, int h, int query, int key, Fault& fault) {
     int g = lane_index() / 4, t = lane_index() % 4;
@@ -26,11 +34,14 @@ DEVICE Bits admitted_pairs(const Parameters& p, int b, int h, int query, int key
 // weight the log-sum-exp is given as ∞.
 template <bool CHECKED>
 DEVICE void weigh(const Parameters& p, int b, int h, int query, int key, float scale, float (&scores)[COLUMNS / 8][4],
-                  float (&weights)[COLUMNS / 8][4], Bits admitted, const float* log2_sum_exps, Fault& fault) {
+                  float (&weights)[COLUMNS / 8][4], Bits admitted, const float* log2_sum_exps,
+                  const Two (&early)[at_least_one(EARLY)], Fault& fault) {
     int g = lane_index() / 4, t = lane_index() % 4;
 #pragma unroll
     for (int j = 0; j < COLUMNS / 8; ++j) {
-        Two rows = *(const Two*)(log2_sum_exps + 8 * j + 2 * t);
+        Two rows;
+        if (j < EARLY) rows = early[j < EARLY ? j : 0];
+        else rows = *(const Two*)(log2_sum_exps + 8 * j + 2 * t);
 #pragma unroll
         for (int e = 0; e < 4; ++e) {
             bool live = true;
@@ -240,8 +251,8 @@ DEVICE void multiply_and_differentiate(const Parameters& p) {
     // The tile that is full next; false after the last.
     auto next = [&](Tile& tile) {
         wait_barrier(&s.barriers->full[count % STAGES], count / STAGES & 1);
-        tile = s.tiles[count % WALKED];
-        tile = Tile{uniform(tile.b), uniform(tile.h), uniform(tile.number), uniform(tile.state)};
+        tile = s.tiles[count % STAGES];
+        tile = Tile{uniform(tile.b), uniform(tile.h), uniform(tile.number), uniform(tile.state), 0};
         if (b >= 0 && (tile.number < 0 || tile.b != b || tile.h != h)) term_sums.leave(p, own, b, h);
         b = tile.b;
         h = tile.h;
@@ -250,12 +261,11 @@ DEVICE void multiply_and_differentiate(const Parameters& p) {
     // Slopes to shared memory, for the products that end at queries.
     auto share_slopes = [&](const Left<Element>(&slopes_left)[COLUMNS / 16]) {
         Element* slope_tile = s.slope_tiles + count % 2 * KEYS * COLUMNS;
-        int lane = anew(lane_index());
+        // Of each four blocks of 8 × 8 a lane stores a row. Blocks further on, other bits of the part are turned.
+        int lane = anew(lane_index()), place = (16 * warp + lane % 16) * 64 + (lane / 16 ^ lane % 8) * PART;
 #pragma unroll
-        for (int i = 0; i < COLUMNS / 4; ++i) {
-            int word = i % 4, row = 16 * warp + lane / 4 + word % 2 * 8;
-            int column = i / 4 * 16 + word / 2 * 8 + lane % 4 * 2;
-            *(unsigned*)(slope_tile + panel_place<KEYS>(row, column)) = slopes_left[i / 4].words[word];
+        for (int i = 0; i < COLUMNS / 16; ++i) {
+            store_matrices(slope_tile + i / 4 * KEYS * 64 + (place ^ i % 4 * 2 * PART), slopes_left[i].words);
         }
         publish_to_matrix_units();
     };
@@ -309,25 +319,34 @@ DEVICE void multiply_and_differentiate(const Parameters& p) {
                 }
             }
             if (tile.state != FULL) admitted = admitted_pairs(p, b, h, query, key, fault);
+            const float *log2_sum_exps = s.log2_sum_exps + stage * COLUMNS, *deltas = s.deltas + stage * COLUMNS;
+            Two early[at_least_one(EARLY)];
+            load_early(early, log2_sum_exps);
             // The matrix units have this tile's work before they are done with the one before.
             begin_scores(stage);
             wait_for_products_but<1>();
             if (count > 0) release(stage ^ 1);
             begin_slopes(stage);
 
-            const float *log2_sum_exps = s.log2_sum_exps + stage * COLUMNS, *deltas = s.deltas + stage * COLUMNS;
             float weights[COLUMNS / 8][4];
             TileTerms terms;
             Left<Element> weights_left[COLUMNS / 16], slopes_left[COLUMNS / 16];
             wait_for_products_but<1>();
             hold(scores);
             if (tile.state == FULL) {
-                weigh<false>(p, b, h, query, key, scale, scores, weights, admitted, log2_sum_exps, fault);
+                weigh<false>(p, b, h, query, key, scale, scores, weights, admitted, log2_sum_exps, early, fault);
             } else {
-                weigh<true>(p, b, h, query, key, scale, scores, weights, admitted, log2_sum_exps, fault);
+                weigh<true>(p, b, h, query, key, scale, scores, weights, admitted, log2_sum_exps, early, fault);
             }
             round_left(weights, weights_left);
-            wait_for_products_but<0>();
+            unsigned long long cotangents = further(turned_cotangents, stage * COLUMNS * VALUE * (int)sizeof(Element));
+            begin_products();
+#pragma unroll
+            for (int i = 0; i < COLUMNS / 16; ++i) {
+                multiply_left<true>(value_sums, weights_left[i].words, further(cotangents, 16 * i * PANEL_BYTES), Element{});
+            }
+            close_products();
+            wait_for_products_but<1>();
             hold(slopes);
             if constexpr (AGAIN) hold(scores);
             if (tile.state == FULL) {
@@ -344,16 +363,10 @@ DEVICE void multiply_and_differentiate(const Parameters& p) {
 
             float query_sums[QUERY_BLOCKS][4];
             unsigned long long queries = further(turned_queries, stage * COLUMNS * HEAD * (int)sizeof(Element));
-            unsigned long long cotangents = further(turned_cotangents, stage * COLUMNS * VALUE * (int)sizeof(Element));
             unsigned long long of_slopes = further(turned_slopes, count % 2 * KEYS * COLUMNS * (int)sizeof(Element));
-            begin_products();
-#pragma unroll
-            for (int i = 0; i < COLUMNS / 16; ++i) {
-                multiply_left<true>(value_sums, weights_left[i].words, further(cotangents, 16 * i * PANEL_BYTES), Element{});
-            }
-            close_products();
             // The slopes of both warpgroups are there.
             meet(3, 2 * GROUP);
+            begin_products();
 #pragma unroll
             for (int i = 0; i < KEYS / 16; ++i) {
                 unsigned long long left = further(of_slopes, 16 * i * PANEL_BYTES);
@@ -395,7 +408,9 @@ DEVICE void multiply_and_differentiate(const Parameters& p) {
             wait_for_products_but<0>();
             hold(scores);
             hold(slopes);
-            weigh<true>(p, b, h, query, key, scale, scores, weights, admitted, s.log2_sum_exps + stage * COLUMNS, fault);
+            Two early[at_least_one(EARLY)];
+            load_early(early, s.log2_sum_exps + stage * COLUMNS);
+            weigh<true>(p, b, h, query, key, scale, scores, weights, admitted, s.log2_sum_exps + stage * COLUMNS, early, fault);
             round_left(weights, weights_left);
             differentiate<true>(p, b, h, query, key, scores, weights, slopes, admitted, s.log2_sum_exps + stage * COLUMNS,
                                 s.deltas + stage * COLUMNS, term_sums, terms, fault);
@@ -432,10 +447,6 @@ DEVICE void multiply_and_differentiate(const Parameters& p) {
             more = next(tile);
         }
     }
-    // No more sums: so much the warp that adds them is told.
-    wait_barrier(&s.barriers->empty_sums, count & 1 ^ 1);
-    sync_warp();
-    if (lane_index() == 0) arrive(PAIRS > 0 ? &s.barriers->full_pairs : &s.barriers->full_sums);
 
     float factor = scale;
     if constexpr (GAINED) {
@@ -476,11 +487,14 @@ DEVICE Own draw(const Parameters& p) {
     Own own;
     int block = take_ticket(p.turns);
     own.tiles = ((int)p.keys + KEYS - 1) / KEYS;
-    int heads = (int)p.key_batch * (int)p.key_heads, at_once = max_of(multiprocessors() / own.tiles, 1);
-    int first = block / (at_once * own.tiles) * at_once, within = block - first * own.tiles;
+    int heads = (int)p.key_batch * (int)p.key_heads, at_once = max_of(MULTIPROCESSORS / own.tiles, 1);
+    int round = block / (at_once * own.tiles), rounds = (heads + at_once - 1) / at_once;
+    int first = round * at_once, within = block - first * own.tiles;
     at_once = min_of(at_once, heads - first);
     int head = first + within % at_once;
-    own.number = within / at_once;
+    // The last round is walked down: under a causal mask the blocks of fewest tiles come last.
+    own.step = ROUNDS && (rounds - round) % 2 == 0 ? 1 : -1;
+    own.number = own.step > 0 ? own.tiles - 1 - within / at_once : within / at_once;
     own.key_head = head % (int)p.key_heads;
     own.key_batch = head / (int)p.key_heads;
     own.key = own.number * KEYS;
@@ -493,8 +507,9 @@ KERNEL void __launch_bounds__(3 * GROUP, 1) attention_backward_hopper(const __gr
         init_barrier(&s.barriers->keys, 2);
         for (int stage = 0; stage < STAGES; ++stage) {
             init_barrier(&s.barriers->known[stage], 1);
-            init_barrier(&s.barriers->full[stage], 3);
-            init_barrier(&s.barriers->empty[stage], 2 * GROUP / 32);
+            init_barrier(&s.barriers->full[stage], 2);
+            init_barrier(&s.barriers->turn[stage], 1);
+            init_barrier(&s.barriers->empty[stage], 2 * GROUP / 32 + 1);
         }
         init_barrier(&s.barriers->full_sums, 2 * GROUP / 32);
         init_barrier(&s.barriers->empty_sums, 1);
@@ -509,9 +524,9 @@ KERNEL void __launch_bounds__(3 * GROUP, 1) attention_backward_hopper(const __gr
         if (warp == 0) {
             lead(p);
         } else if (warp == 1) {
-            bring<true>(p);
+            bring(p);
         } else if (warp == 2) {
-            bring<false>(p);
+            wait_for_turns(p);
         } else {
             add_sums(p);
         }

@@ -103,7 +103,7 @@ struct TermSums {
     DEVICE void retire(const Parameters& p, const O& own, int b, int h, int query) {
         if (before < 0 || thread >= ACROSS) return;
         int diagonal = before + thread;
-        if (diagonal < query + ACROSS) return;
+        if (diagonal >= query && diagonal < query + ACROSS) return;
 #pragma unroll
         for (int i = 0; i < DIAGONALS; ++i) {
             float* sum = rings + i * RING + diagonal % RING;

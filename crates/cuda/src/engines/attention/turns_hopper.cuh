@@ -1,32 +1,41 @@
 // The gradient of attention on Hopper's matrix units, in one pass of five products (Dao 2023, algorithm 2; Shah et
 // al. 2024, FlashAttention-3).
 //
-// A block owns KEYS keys of one key head and walks the tiles of COLUMNS queries that see them, the last first. Two
-// warpgroups own 64 keys each: scores are transposed, their rows are keys, so that weights and slopes are left
-// operands of the products that end at keys without leaving registers. Four more warps, with few registers, walk,
-// bring queries, bring their outputs' cotangents, and bring sums of queries' cotangents to memory.
+// A block owns KEYS keys of one key head and walks the tiles of COLUMNS queries that see them. Two warpgroups own 64
+// keys each: scores are transposed, their rows are keys, so that weights and slopes are left operands of the products
+// that end at keys without leaving registers. Four more warps, with few registers, walk, bring queries and their outputs'
+// cotangents, wait for turns, and bring sums of queries' cotangents to memory.
 //
 // The queries' cotangents are sums over blocks. Each block adds its part to a tile in *turn*: after the block before
 // it, in the order of keys, that has a part in this tile. So the order of additions is fixed, and with it every bit.
 // A block's number is a ticket, drawn when it starts: whoever is waited for has a lower one, so has started, and ends.
 // As the blocks of a head start together and walk in the same direction, each soon runs one tile behind the one before
 // it, and nobody waits any more.
+//
+// Under a mask blocks have different work. Heads then take turns, a round of them at a time, in how they are walked. Down:
+// blocks in the order of keys, from the last tile of queries to the first. Up: all the other way round. Under a causal mask
+// one begins with the blocks of most tiles, and the other with those of fewest; so each round fills the gaps that the
+// round before leaves, and each block starts about two tiles behind the one before it, in either direction.
+constexpr bool ROUNDS = MASKED && PAIRS == 0;
 
-constexpr int KEYS = 128, STAGES = 2, GROUP = 128, WALKED = 4;
+constexpr int KEYS = 128, STAGES = 2, GROUP = 128;
 constexpr float LOG2_E = 1.4426950408889634f;
 
 struct Barriers {
-    unsigned long long keys, known[STAGES], full[STAGES], empty[STAGES], full_sums, empty_sums, full_pairs, empty_pairs;
+    unsigned long long keys, known[STAGES], full[STAGES], empty[STAGES], full_sums, empty_sums, full_pairs, empty_pairs,
+        turn[STAGES];
 };
 
-// A tile of queries that the block does; −1 after the last.
+// A tile of queries that the block does; −1 after the last. `before` is the number of the block whose turn is before this
+// one's, plus 1, or 0.
 struct Tile {
-    int b, h, number, state;
+    int b, h, number, state, before;
 };
 
 // Which keys a block owns.
 struct Own {
     int number, tiles, key_batch, key_head, key;
+    int step;  // to the next tile of queries: 1 up, −1 down; and to the block whose turn is before this one's
 };
 
 // What a block has in shared memory.
@@ -34,7 +43,7 @@ struct Shared {
     Element *key_tile, *value_tile, *query_tiles, *cotangent_tiles, *slope_tiles;
     float *sums, *log2_sum_exps, *deltas, *terms, *pairs;
     Barriers* barriers;
-    Tile* tiles;  // the last that were walked to
+    Tile* tiles;  // one of each stage
     Own* own;
 };
 
@@ -52,24 +61,26 @@ DEVICE Shared shared_parts() {
     s.pairs = s.terms + TERM_FLOATS;
     s.barriers = (Barriers*)(s.pairs + PAIRS * COLUMNS * KEYS);
     s.tiles = (Tile*)(s.barriers + 1);
-    s.own = (Own*)(s.tiles + WALKED);
+    s.own = (Own*)(s.tiles + STAGES);
     return s;
 }
 
-// The last tile of queries before `tile` that the mask leaves something of, or −1; for all lanes of a warp.
-DEVICE int tile_before(const Parameters& p, const Own& own, int b, int h, int tile, int& state) {
+// The next tile of queries after `tile` that the mask leaves something of, or −1; for all lanes of a warp.
+DEVICE int tile_after(const Parameters& p, const Own& own, int b, int h, int tile, int& state) {
+    int tiles = ((int)p.queries + COLUMNS - 1) / COLUMNS, step = ROUNDS ? own.step : -1;
     if constexpr (!MASKED) {
         if (tile > 0) state = tile_state(p, b, h, (long long)(tile - 1) * COLUMNS, COLUMNS, own.key, KEYS);
         return tile - 1;
     }
-    for (int from = tile - 1; from >= 0; from -= 32) {
-        int mine = from - lane_index();
-        int found = mine < 0 ? EMPTY : tile_state(p, b, h, (long long)mine * COLUMNS, COLUMNS, own.key, KEYS);
+    for (int from = tile + step; from >= 0 && from < tiles; from += 32 * step) {
+        int mine = from + lane_index() * step;
+        bool there = mine >= 0 && mine < tiles;
+        int found = there ? tile_state(p, b, h, (long long)mine * COLUMNS, COLUMNS, own.key, KEYS) : EMPTY;
         unsigned some = ballot(found != EMPTY), full = ballot(found == FULL);
         if (some == 0) continue;
         int lane = lowest_bit(some);
         state = full >> lane & 1 ? FULL : PARTIAL;
-        return from - lane;
+        return from + lane * step;
     }
     return -1;
 }
@@ -77,11 +88,13 @@ DEVICE int tile_before(const Parameters& p, const Own& own, int b, int h, int ti
 // The number of the tile of keys whose turn is before this block's at a tile of queries, plus 1; 0 for none.
 DEVICE int turn_before(const Parameters& p, const Own& own, int b, int h, int tile) {
     if constexpr (!MASKED) return own.number;
-    for (int from = own.number - 1; from >= 0; from -= 32) {
-        int mine = from - lane_index();
-        unsigned some = ballot(mine >= 0 && tile_state(p, b, h, (long long)tile * COLUMNS, COLUMNS,
-                                                       (long long)mine * KEYS, KEYS) != EMPTY);
-        if (some != 0) return from - lowest_bit(some) + 1;
+    int step = ROUNDS ? own.step : -1;
+    for (int from = own.number + step; from >= 0 && from < own.tiles; from += 32 * step) {
+        int mine = from + lane_index() * step;
+        bool there = mine >= 0 && mine < own.tiles;
+        unsigned some = ballot(there && tile_state(p, b, h, (long long)tile * COLUMNS, COLUMNS, (long long)mine * KEYS,
+                                                   KEYS) != EMPTY);
+        if (some != 0) return from + lowest_bit(some) * step + 1;
     }
     return 0;
 }
@@ -94,8 +107,8 @@ DEVICE void walk(const Parameters& p, const Own& own, V visit) {
     for (int b = first; b <= last; ++b) {
         for (int h = own.key_head * group; h < (own.key_head + 1) * group; ++h) {
             int state = EMPTY;
-            for (int tile = tile_before(p, own, b, h, tiles, state); tile >= 0;
-                 tile = tile_before(p, own, b, h, tile, state)) {
+            for (int tile = tile_after(p, own, b, h, ROUNDS && own.step > 0 ? -1 : tiles, state); tile >= 0;
+                 tile = tile_after(p, own, b, h, tile, state)) {
                 visit(b, h, tile, state);
             }
         }
@@ -120,14 +133,14 @@ DEVICE void lead(const Parameters& p) {
         int stage = count % STAGES;
         wait_barrier(&s.barriers->empty[stage], (count / STAGES & 1) ^ 1);
         if (lane_index() == 0) {
-            s.tiles[count % WALKED] = tile;
+            s.tiles[stage] = tile;
             arrive(&s.barriers->known[stage]);
         }
         count += 1;
         return stage;
     };
     walk(p, own, [&](int b, int h, int tile, int state) {
-        int stage = begin(Tile{b, h, tile, state});
+        int stage = begin(Tile{b, h, tile, state, turn_before(p, own, b, h, tile)});
         long long row = ((long long)b * (int)p.heads + h) * rows + tile * COLUMNS;
         for (int i = 4 * lane_index(); i < COLUMNS; i += 4 * 32) {
             copy_16(s.log2_sum_exps + stage * COLUMNS + i, p.log2_sum_exp + row + i, true);
@@ -135,60 +148,37 @@ DEVICE void lead(const Parameters& p) {
         }
         copied(&s.barriers->full[stage]);
     });
-    copied(&s.barriers->full[begin(Tile{0, 0, -1, EMPTY})]);
+    copied(&s.barriers->full[begin(Tile{0, 0, -1, EMPTY, 0})]);
 }
 
-// Brings the block's keys, then each tile's queries; or its values, then the cotangents of each tile's outputs.
-template <bool OF_QUERIES>
+// Brings the block's keys, then each tile's queries and the cotangents of their outputs.
 DEVICE void bring(const Parameters& p) {
     Shared s = shared_parts();
     const Own own = *s.own;
-    constexpr int SIZE = OF_QUERIES ? HEAD_SIZE : VALUE_SIZE, PADDED = OF_QUERIES ? HEAD : VALUE;
-    const Element* own_rows =
-        OF_QUERIES ? p.key + own.key_batch * p.key_strides[0] + own.key_head * p.key_strides[1] + own.key * p.key_strides[2]
-                   : p.value + own.key_batch * p.value_strides[0] + own.key_head * p.value_strides[1] +
-                         own.key * p.value_strides[2];
-    load_panels<KEYS, SIZE, PADDED, 32>(OF_QUERIES ? s.key_tile : s.value_tile, own_rows,
-                                        OF_QUERIES ? p.key_strides[2] : p.value_strides[2], (int)p.keys - own.key,
-                                        lane_index());
+    load_panels<KEYS, HEAD_SIZE, HEAD, 32>(
+        s.key_tile, p.key + own.key_batch * p.key_strides[0] + own.key_head * p.key_strides[1] + own.key * p.key_strides[2],
+        p.key_strides[2], (int)p.keys - own.key, lane_index());
     copied(&s.barriers->keys);
 #pragma unroll 1
     for (int count = 0;; ++count) {
         int stage = count % STAGES;
         wait_barrier(&s.barriers->known[stage], count / STAGES & 1);
-        Tile tile = s.tiles[count % WALKED];
+        Tile tile = s.tiles[stage];
         if (tile.number >= 0) {
             int query = tile.number * COLUMNS;
-            const Element* rows =
-                OF_QUERIES ? p.query + tile.b * p.query_strides[0] + tile.h * p.query_strides[1] + query * p.query_strides[2]
-                           : p.output_cotangent + tile.b * p.output_cotangent_strides[0] +
-                                 tile.h * p.output_cotangent_strides[1] + query * p.output_cotangent_strides[2];
-            load_panels<COLUMNS, SIZE, PADDED, 32>(
-                (OF_QUERIES ? s.query_tiles : s.cotangent_tiles) + stage * COLUMNS * PADDED, rows,
-                OF_QUERIES ? p.query_strides[2] : p.output_cotangent_strides[2], (int)p.queries - query, lane_index());
+            load_panels<COLUMNS, HEAD_SIZE, HEAD, 32>(
+                s.query_tiles + stage * COLUMNS * HEAD,
+                p.query + tile.b * p.query_strides[0] + tile.h * p.query_strides[1] + query * p.query_strides[2],
+                p.query_strides[2], (int)p.queries - query, lane_index());
+            load_panels<COLUMNS, VALUE_SIZE, VALUE, 32>(
+                s.cotangent_tiles + stage * COLUMNS * VALUE,
+                p.output_cotangent + tile.b * p.output_cotangent_strides[0] + tile.h * p.output_cotangent_strides[1] +
+                    query * p.output_cotangent_strides[2],
+                p.output_cotangent_strides[2], (int)p.queries - query, lane_index());
         }
         copied(&s.barriers->full[stage]);
         if (tile.number < 0) break;
     }
-}
-
-// Brings floats of shared memory to memory: stored by the first, added by the others when it is their turn. Says when
-// shared memory is free, and whose turn is next.
-DEVICE void add_in_turn(float* to, const float* from, int bytes, int* turn, int before, int after,
-                        unsigned long long* empty) {
-    if (lane_index() == 0) {
-        if (before == 0) {
-            store_in_bulk(to, from, bytes);
-        } else {
-            wait_for_flag(turn, before);
-            add_in_bulk(to, from, bytes);
-        }
-        wait_for_bulk_reads();
-        arrive(empty);
-        wait_for_bulk();
-        store_release(turn, after);
-    }
-    sync_warp();
 }
 
 // Of the heads that share the elements of a capture that pairs own, how many have their turn before this one: in the
@@ -201,26 +191,78 @@ DEVICE int heads_before(const Parameters& p, int b, int h) {
     return h / group * (int)p.batch * group + b * group + h % group;
 }
 
+// Where the part of a tile lies in a capture that pairs own: among those of all tiles.
+DEVICE long long pair_tile(const Parameters& p, const Own& own, const Tile& tile) {
+    int tiles = ((int)p.queries + COLUMNS - 1) / COLUMNS;
+    int slot = (APART_IN_BATCH ? tile.b : 0) * (APART_IN_HEADS ? (int)p.heads : 1) + (APART_IN_HEADS ? tile.h : 0);
+    return ((long long)slot * tiles + tile.number) * own.tiles + own.number;
+}
+DEVICE long long query_tile(const Parameters& p, const Tile& tile) {
+    return ((long long)tile.b * (int)p.heads + tile.h) * (((int)p.queries + COLUMNS - 1) / COLUMNS) + tile.number;
+}
+
+// Brings the block's values, then waits for its turn at each tile, which mostly comes before the tile's sums do: so that
+// who adds them need not look for it.
+DEVICE void wait_for_turns(const Parameters& p) {
+    Shared s = shared_parts();
+    const Own own = *s.own;
+    load_panels<KEYS, VALUE_SIZE, VALUE, 32>(s.value_tile,
+                                             p.value + own.key_batch * p.value_strides[0] +
+                                                 own.key_head * p.value_strides[1] + own.key * p.value_strides[2],
+                                             p.value_strides[2], (int)p.keys - own.key, lane_index());
+    copied(&s.barriers->keys);
+    for (int count = 0;; ++count) {
+        int stage = count % STAGES;
+        wait_barrier(&s.barriers->full[stage], count / STAGES & 1);
+        Tile tile = s.tiles[stage];
+        if (tile.number < 0) break;
+        if (lane_index() == 0) {
+            if constexpr (PAIRS > 0) {
+                int before = heads_before(p, tile.b, tile.h);
+                if (before != 0) wait_for_flag(p.pair_turns + pair_tile(p, own, tile), before);
+            }
+            if (tile.before != 0) wait_for_flag(p.turns + 1 + query_tile(p, tile), tile.before);
+            arrive(&s.barriers->turn[stage]);
+        }
+        sync_warp();
+    }
+}
+
+// Brings floats of shared memory to memory, whose turn it is, once they are there: stored by the first, added by the others.
+// Says when shared memory is free, and whose turn is next.
+DEVICE void add_in_turn(float* to, const float* from, int bytes, bool first, int* turn, int after, unsigned long long* full,
+                        unsigned long long* empty, int parity) {
+    if (lane_index() == 0) {
+        wait_barrier(full, parity);
+        if (first) store_in_bulk(to, from, bytes);
+        else add_in_bulk(to, from, bytes);
+        wait_for_bulk_reads();
+        arrive(empty);
+        wait_for_bulk();
+        store_release(turn, after);
+    }
+    sync_warp();
+}
+
 // Brings each tile's part of the queries' cotangents to memory, and its terms of a capture that pairs own.
 DEVICE void add_sums(const Parameters& p) {
     Shared s = shared_parts();
     const Own own = *s.own;
-    int tiles = ((int)p.queries + COLUMNS - 1) / COLUMNS;
     for (int count = 0;; ++count) {
-        if constexpr (PAIRS > 0) wait_barrier(&s.barriers->full_pairs, count & 1);
-        else wait_barrier(&s.barriers->full_sums, count & 1);
-        Tile tile = s.tiles[count % WALKED];
+        int stage = count % STAGES, parity = count & 1;
+        wait_barrier(&s.barriers->full[stage], count / STAGES & 1);
+        Tile tile = s.tiles[stage];
         if (tile.number < 0) break;
+        wait_barrier(&s.barriers->turn[stage], count / STAGES & 1);
+        arrive_once(&s.barriers->empty[stage]);
         if constexpr (PAIRS > 0) {
-            int slot = (APART_IN_BATCH ? tile.b : 0) * (APART_IN_HEADS ? (int)p.heads : 1) + (APART_IN_HEADS ? tile.h : 0);
-            long long number = ((long long)slot * tiles + tile.number) * own.tiles + own.number;
+            long long number = pair_tile(p, own, tile);
             int before = heads_before(p, tile.b, tile.h);
-            add_in_turn(p.pair_sums + number * COLUMNS * KEYS, s.pairs, COLUMNS * KEYS * 4, p.pair_turns + number, before,
-                        before + 1, &s.barriers->empty_pairs);
-            wait_barrier(&s.barriers->full_sums, count & 1);
+            add_in_turn(p.pair_sums + number * COLUMNS * KEYS, s.pairs, COLUMNS * KEYS * 4, before == 0,
+                        p.pair_turns + number, before + 1, &s.barriers->full_pairs, &s.barriers->empty_pairs, parity);
         }
-        long long number = ((long long)tile.b * (int)p.heads + tile.h) * tiles + tile.number;
-        add_in_turn(p.query_sums + number * COLUMNS * HEAD, s.sums, COLUMNS * HEAD * 4, p.turns + 1 + number,
-                    turn_before(p, own, tile.b, tile.h, tile.number), own.number + 1, &s.barriers->empty_sums);
+        long long number = query_tile(p, tile);
+        add_in_turn(p.query_sums + number * COLUMNS * HEAD, s.sums, COLUMNS * HEAD * 4, tile.before == 0,
+                    p.turns + 1 + number, own.number + 1, &s.barriers->full_sums, &s.barriers->empty_sums, parity);
     }
 }
