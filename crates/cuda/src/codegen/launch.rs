@@ -36,6 +36,9 @@ pub struct Source {
     pub instructions: String,
     /// The text after these: what the kernel is, on any machine that has the functions.
     pub body: String,
+    /// Whether its blocks wait for blocks of greater numbers too, so that all have to run at once. Then there are as many
+    /// as the machine has room for, and a launch's blocks are the most that have something to do.
+    pub all_at_once: bool,
 }
 
 impl Source {
@@ -50,12 +53,22 @@ impl Source {
         let comment = format!("// What this kernel does: {comment}\n");
         let declaration = parameters.declaration();
         let parts = [&[ARITHMETIC, &comment, &declaration, generated, "// Engine."], engine].concat();
-        Arc::new(Source { entry: entry.into(), instructions: String::new(), body: parts.join("\n") })
+        Arc::new(Source {
+            entry: entry.into(),
+            instructions: String::new(),
+            body: parts.join("\n"),
+            all_at_once: false,
+        })
     }
 
     /// The same text, with further functions of the machine.
     pub(super) fn with_instructions(self: Arc<Source>, instructions: String) -> Arc<Source> {
         Arc::new(Source { instructions, ..(*self).clone() })
+    }
+
+    /// The same text, of a kernel whose blocks all run at once.
+    pub(super) fn all_at_once(self: Arc<Source>) -> Arc<Source> {
+        Arc::new(Source { all_at_once: true, ..(*self).clone() })
     }
 
     /// All of the text.

@@ -29,5 +29,8 @@ pub use region::Site;
 /// What every kernel's text begins with on a GPU: see [`Source::text`].
 pub const MACHINE: &str = include_str!("../engines/machine.cuh");
 
+/// What texts need beside it whose warps have different work.
+const MACHINE_BARRIERS: &str = include_str!("../engines/machine_barriers.cuh");
+
 const ARITHMETIC: &str = include_str!("../engines/arithmetic.cuh");
 const FRAGMENTS: &str = include_str!("../engines/fragments.cuh");

@@ -35,6 +35,8 @@ pub struct Device {
     pub number: usize,
     /// As the driver calls it.
     pub name: String,
+    /// How many blocks of the largest size run at once.
+    pub(super) multiprocessors: usize,
     /// What kernels depend on.
     pub target: Target,
 }
@@ -158,6 +160,7 @@ impl Device {
         let major = attribute(CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)? as u32;
         let minor = attribute(CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)? as u32;
         let shared = attribute(CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)? as usize;
+        let multiprocessors = attribute(CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)? as usize;
         let target = Target { capability: 10 * major + minor, shared_bytes: shared };
         if target.capability < 80 {
             return Err(unavailable(
@@ -179,6 +182,7 @@ impl Device {
             faults: Mutex::default(),
             number,
             name,
+            multiprocessors,
             target,
         };
         let entered = opened.enter()?;

@@ -51,9 +51,16 @@ pub struct Executable {
 #[derive(Debug)]
 enum Ready {
     Zero,
-    Launch(Function),
+    Launch(Kernel),
     /// A matrix product by the library, and the kernel for operands that do not lie as the library needs them.
-    Library(Vec<Prepared>, Function),
+    Library(Vec<Prepared>, Kernel),
+}
+
+/// A launch's function, and on how many blocks it runs.
+#[derive(Clone, Copy, Debug)]
+struct Kernel {
+    function: Function,
+    blocks: u32,
 }
 
 /// Where a buffer is.
@@ -289,10 +296,10 @@ impl Executable {
             Argument::Null => 0,
         };
         let mut words = Vec::new();
-        let mut launch = |function: Function, launch: &Launch| {
+        let mut launch = |kernel: Kernel, launch: &Launch| {
             words.clear();
             words.extend(launch.arguments.iter().map(word));
-            start(function, launch, &words, stream)
+            start(kernel, launch, &words, stream)
         };
         for ((_, step), ready) in self.program.steps.iter().zip(&self.steps) {
             if traced()
@@ -307,8 +314,8 @@ impl Executable {
                     unsafe { result::memset_d8_async(steps + *place as u64, 0, *bytes, stream.0) }
                         .map_err(failed)?;
                 }
-                (Step::Launch(step), Ready::Launch(function)) => launch(*function, step)?,
-                (Step::Launch(kernel), Ready::Library(products, function)) => {
+                (Step::Launch(step), Ready::Launch(kernel)) => launch(*kernel, step)?,
+                (Step::Launch(step), Ready::Library(products, kernel)) => {
                     let fits =
                         |library: &&Library| products.iter().all(|product| library.fits(product, &word));
                     match self.device.library.as_ref().filter(fits) {
@@ -317,7 +324,7 @@ impl Executable {
                             // large as the largest that any product asks for.
                             unsafe { library.run(product, &word, workspace, stream) }
                         })?,
-                        None => launch(*function, kernel)?,
+                        None => launch(*kernel, step)?,
                     }
                 }
                 (Step::Launch(_), Ready::Zero) => unreachable!("made by `ready` of this step"),
@@ -332,12 +339,13 @@ impl Executable {
 fn ready(device: &Device, step: &Step, products: &[Product]) -> Result<Ready> {
     let Step::Launch(launch) = step else { return Ok(Ready::Zero) };
     let function = function(device, launch)?;
+    let kernel = Kernel { function, blocks: blocks(device, function, launch)? };
     let prepared = device.library.as_ref().and_then(|library| {
         products.iter().map(|product| library.prepare(*product)).collect::<Option<Vec<_>>>()
     });
     Ok(match prepared {
-        Some(prepared) if !prepared.is_empty() => Ready::Library(prepared, function),
-        _ => Ready::Launch(function),
+        Some(prepared) if !prepared.is_empty() => Ready::Library(prepared, kernel),
+        _ => Ready::Launch(kernel),
     })
 }
 
@@ -356,6 +364,25 @@ fn function(device: &Device, launch: &Launch) -> Result<Function> {
         *allowed = launch.shared_bytes;
     }
     Ok(*function)
+}
+
+/// How many blocks a launch is of: where all have to run at once, no more than the device has room for.
+fn blocks(device: &Device, function: Function, launch: &Launch) -> Result<u32> {
+    let mut blocks = launch.blocks;
+    if launch.source.all_at_once {
+        // SAFETY: a loaded function of the current context.
+        let room = unsafe {
+            result::occupancy::max_active_block_per_multiprocessor(
+                function.0,
+                launch.threads as i32,
+                launch.shared_bytes,
+            )
+        };
+        blocks = blocks.min(device.multiprocessors * room.map_err(failed)? as usize);
+    }
+    i32::try_from(blocks)
+        .map(|blocks| blocks as u32)
+        .map_err(|_| Error::new(ErrorKind::TooLarge { what: "a launch".into(), limit: "2^31 blocks".into() }))
 }
 
 /// Compiles and loads a program's kernels, as far as they are new to the device: several at a time, since the compiler
@@ -423,18 +450,18 @@ fn load(cubin: &[u8], entry: &str) -> Result<Function> {
     unsafe { result::module::get_function(module, entry) }.map(Function).map_err(failed)
 }
 
-fn start(function: Function, launch: &Launch, words: &[u64], stream: Stream) -> Result<()> {
-    let blocks = i32::try_from(launch.blocks).map(|blocks| blocks as u32).map_err(|_| {
-        Error::new(ErrorKind::TooLarge { what: "a launch".into(), limit: "2^31 blocks".into() })
-    })?;
+fn start(kernel: Kernel, launch: &Launch, words: &[u64], stream: Stream) -> Result<()> {
     // The only parameter is the struct, whose fields are the words.
     let mut parameters = [words.as_ptr().cast_mut().cast::<c_void>()];
+    // A cooperative launch waits until there is room for all blocks.
+    let start =
+        if launch.source.all_at_once { result::launch_cooperative_kernel } else { result::launch_kernel };
     // SAFETY: the words are the fields of the kernel's parameters, and copied before the call returns; the
     // buffers that they point to live until the run is over.
     unsafe {
-        result::launch_kernel(
-            function.0,
-            (blocks, 1, 1),
+        start(
+            kernel.function.0,
+            (kernel.blocks, 1, 1),
             (launch.threads as u32, 1, 1),
             launch.shared_bytes as u32,
             stream.0,

@@ -1,24 +1,6 @@
-// What kernels for Hopper ask of the machine beyond `machine.cuh`. Its matrix units read shared memory as panels of
+// What kernels for Hopper ask of the machine beyond `machine.cuh` and `machine_barriers.cuh`. Its matrix units read shared memory as panels of
 // 64 elements a row, 128 bytes, whose 16-byte parts are exchanged: part c of row r lies at c ^ (r % 8). A warpgroup
 // of four warps multiplies together, and goes on before the product is done.
-
-// Barriers in shared memory. Phases are counted from 0; a wait is for the end of the phase of a parity.
-DEVICE unsigned shared_address(const void* x) { return (unsigned)__cvta_generic_to_shared(x); }
-DEVICE void init_barrier(unsigned long long* barrier, int arrivals) {
-    asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(barrier)), "r"(arrivals) : "memory");
-}
-DEVICE void arrive(unsigned long long* barrier) {
-    asm volatile("{ .reg .b64 state; mbarrier.arrive.shared::cta.b64 state, [%0]; }" ::"r"(shared_address(barrier))
-                 : "memory");
-}
-DEVICE void wait_barrier(unsigned long long* barrier, int parity) {
-    asm volatile(
-        "{ .reg .pred done;\n"
-        "again: mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
-        "@!done bra again; }" ::"r"(shared_address(barrier)),
-        "r"(parity)
-        : "memory");
-}
 
 // Copies of this thread since the last call are a group; waits until all groups but the last N are done.
 DEVICE void close_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
@@ -75,11 +57,6 @@ template <int BLOCKS>
 DEVICE void hold(float (&sums)[BLOCKS][4]) {
 #pragma unroll
     for (int i = 0; i < 4 * BLOCKS; ++i) asm volatile("" : "+f"(sums[i / 4][i % 4])::"memory");
-}
-
-// Waits until so many threads have come to the barrier of this number; 1 and 2 are those of warpgroups.
-DEVICE void meet(int number, int threads) {
-    asm volatile("barrier.cta.sync.aligned %0, %1;" ::"r"(number), "r"(threads) : "memory");
 }
 
 // Floats from shared memory to memory, asynchronously: stored, or added to what is there. `bytes` is a multiple of 16.
@@ -175,12 +152,6 @@ DEVICE float add_in_order(float x, float y) {
     return z;
 }
 DEVICE void finish(float x) { asm volatile("{ .reg .pred never; setp.lt.f32 never, %0, 0f00000000; @never trap; }" ::"f"(x)); }
-
-// One arrival of this warp, after all of its lanes.
-DEVICE void arrive_once(unsigned long long* barrier) {
-    sync_warp();
-    if (threadIdx.x % 32 == 0) arrive(barrier);
-}
 
 // Warpgroups take turns: one waits for its turn, which another gives.
 DEVICE void wait_turn(int group) { asm volatile("barrier.cta.sync %0, 256;" ::"r"(group + 4) : "memory"); }

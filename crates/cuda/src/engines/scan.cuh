@@ -11,6 +11,9 @@ DEVICE void append(Prefix& prefix, const State& next, const Parameters& p, const
     prefix.any = true;
 }
 
+// The state of another lane of the warp; of the nearest that there is.
+DEVICE State of_lane(const State& state, int lane) { return shuffle_state(state, max_of(0, min_of(lane, 31))); }
+
 // What blocks tell each other of their tiles. The order in which states are combined depends on the tiles' numbers
 // only, never on which block is the faster: 32 tiles make a group, and 32 groups a stretch; what lies before a tile is
 // the stretches before (told as one, in a chain), then the groups before it in its stretch, then the tiles before it
@@ -24,11 +27,16 @@ struct Told {
     unsigned long long* words;
 };
 
+// What has been read of a slot.
+DEVICE Words told_words(const Told& told, long long slot, int lane) {
+    return load_words(told.words + (slot * STATE * LANES + lane));
+}
+
 // Waits until a slot has been told of, where words have flags.
 DEVICE State told_state(const Told& told, long long slot, int lane) {
-    State state;
-    read_words(state, told.words + (slot * STATE * LANES + lane));
-    return state;
+    Words words = told_words(told, slot, lane);
+    while (!are_told(words)) words = told_words(told, slot, lane);
+    return state_of(words);
 }
 
 // Waits until a slot has been told of, where words have none.

@@ -17,26 +17,43 @@ struct Tile {
     State run[RUN];
     Loaded loaded;
     LoadedResults loaded_results;
+    bool whole = false;  // whether the warp's runs are as most are: all steps are there, and all that is read for them
 
     // Asks for what the tile's elements and results are made of; nothing is waited for.
     DEVICE void load(const Parameters& p, const Row& row, Step first) {
-        load_sources(p, row, first + warp_index() * RUN, loaded);
-        load_result_sources(p, row, first + warp_index() * RUN, loaded_results);
+        Step step = first + warp_index() * RUN, begin = REVERSE ? (Step)p.length - RUN - step : step;
+        whole = ballot(step + RUN <= (Step)p.length && all_there(row, begin, begin + RUN)) == ~0u;
+        if (whole) load_run_of<true>(p, row, step);
+        else load_run_of<false>(p, row, step);
+    }
+    template <bool WHOLE>
+    DEVICE void load_run_of(const Parameters& p, const Row& row, Step step) {
+        load_sources<WHOLE>(p, row, step, loaded);
+        load_result_sources<WHOLE>(p, row, step, loaded_results);
     }
 
     // Takes over what was read for another tile.
     DEVICE void follow(const Tile& next) {
         loaded = next.loaded;
         loaded_results = next.loaded_results;
+        whole = next.whole;
+    }
+
+    template <bool WHOLE>
+    DEVICE void fold_run(const Parameters& p, const Row& row, Step step, Fault& fault) {
+        elements_of<WHOLE>(p, row, step, loaded, run, fault);
+#pragma unroll
+        for (int j = 1; j < RUN; ++j) {
+            run[j] = combine(p, row, run[j - 1], run[j], WHOLE || step + j < (Step)p.length, fault);
+        }
     }
 
     // Folds the run, and tells the other warps; gives what the whole tile comes to.
     DEVICE State fold(const Parameters& p, const Row& row, Step first, State (&totals)[WARPS][32], Prefix& before,
                       Fault& fault) {
         Step step = first + warp_index() * RUN;
-        elements_of(p, row, step, loaded, run, fault);
-#pragma unroll
-        for (int j = 1; j < RUN; ++j) run[j] = combine(p, row, run[j - 1], run[j], step + j < (Step)p.length, fault);
+        if (whole) fold_run<true>(p, row, step, fault);
+        else fold_run<false>(p, row, step, fault);
         if constexpr (WARPS == 1) return run[RUN - 1];
         totals[warp_index()][lane_index()] = run[RUN - 1];
         sync_threads();
@@ -49,19 +66,25 @@ struct Tile {
         return all.state;
     }
 
+    template <bool WHOLE>
+    DEVICE void store_run_of(const Parameters& p, const Row& row, Step step, const Prefix& prefix, Fault& fault) {
+        if (prefix.any) {
+#pragma unroll
+            for (int j = 0; j < RUN; ++j) {
+                run[j] = combine(p, row, prefix.state, run[j], WHOLE || step + j < (Step)p.length, fault);
+            }
+        }
+        store_results<WHOLE>(p, row, step, loaded_results, run, fault);
+    }
+
     DEVICE void store(const Parameters& p, const Row& row, Step first, const Prefix& carry, const Prefix& before,
                       bool there, Fault& fault) {
         Step step = first + warp_index() * RUN;
         if (!there || step >= (Step)p.length) return;
         Prefix prefix = carry;
         if (before.any) append(prefix, before.state, p, row, true, fault);
-        if (prefix.any) {
-#pragma unroll
-            for (int j = 0; j < RUN; ++j) {
-                run[j] = combine(p, row, prefix.state, run[j], step + j < (Step)p.length, fault);
-            }
-        }
-        store_results(p, row, step, loaded_results, run, fault);
+        if (whole) store_run_of<true>(p, row, step, prefix, fault);
+        else store_run_of<false>(p, row, step, prefix, fault);
     }
 };
 
@@ -84,7 +107,7 @@ DEVICE void tell(const Told& told, long long slot, const State& state) {
     if (lane_index() == 0) raise_flag(told.flags + slot);
 }
 
-KERNEL void __launch_bounds__(32 * WARPS) scan(const __grid_constant__ Parameters p) {
+KERNEL void __launch_bounds__(32 * WARPS, 1) scan(const __grid_constant__ Parameters p) {
     Shared& shared = *(Shared*)shared_memory();
     Fault fault;
     Tile tile;

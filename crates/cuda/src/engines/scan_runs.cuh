@@ -22,10 +22,22 @@ DEVICE int shift_of(const T* start, long long stride, Step length) {
 }
 
 // A run of steps from memory, where `start` is position 0, as far as they are among positions from `low` up to `high`:
-// in one access, or two, where steps are neighbours.
-template <typename T>
+// in one access, or two, where steps are neighbours. WHOLE: all steps are there.
+template <bool WHOLE, typename T>
 DEVICE void load_run(T (&run)[RUN], const T* start, long long stride, int shift, Step step, Step length, Step low,
                      Step high) {
+    if constexpr (WHOLE) {
+        const T* first = start + (REVERSE ? length - RUN - step : step) * stride;
+        if (WIDE && shift == 0) {
+            Pack<T, RUN> pack = *(const Pack<T, RUN>*)first;
+#pragma unroll
+            for (int j = 0; j < RUN; ++j) run[j] = pack.element[REVERSE ? RUN - 1 - j : j];
+        } else {
+#pragma unroll
+            for (int j = 0; j < RUN; ++j) run[j] = first[(REVERSE ? RUN - 1 - j : j) * stride];
+        }
+        return;
+    }
     if constexpr (WIDE && RUN > 1) {
         Step first = (REVERSE ? length - RUN - step : step) - shift;
         if (shift >= 0 && first >= low && first + (shift > 0 ? 2 * RUN : RUN) <= high) {
@@ -54,10 +66,10 @@ DEVICE void load_run(T (&run)[RUN], const T* start, long long stride, int shift,
 }
 
 // Writes those steps of a run that there are.
-template <typename T>
+template <bool WHOLE, typename T>
 DEVICE void store_run(const T (&run)[RUN], T* start, long long stride, int shift, Step step, Step length) {
     if constexpr (WIDE && RUN > 1) {
-        if (shift == 0 && step + RUN <= length) {
+        if (shift == 0 && (WHOLE || step + RUN <= length)) {
             Pack<T, RUN> pack;
 #pragma unroll
             for (int j = 0; j < RUN; ++j) pack.element[REVERSE ? RUN - 1 - j : j] = run[j];
@@ -67,6 +79,37 @@ DEVICE void store_run(const T (&run)[RUN], T* start, long long stride, int shift
     }
 #pragma unroll
     for (int j = 0; j < RUN; ++j) {
-        if (step + j < length) start[position_of(step + j, length) * stride] = run[j];
+        if (WHOLE || step + j < length) start[position_of(step + j, length) * stride] = run[j];
     }
+}
+
+// A source's part of a tile may be copied ahead to shared memory, its *stage*. It lies there as it does in memory as far
+// as multiples of GRANULE bytes go, so that runs are read alike from both.
+template <typename T>
+constexpr int GRANULE = sizeof(T) * RUN > 16 ? sizeof(T) * RUN : 16;
+
+DEVICE unsigned long long address_of(const void* place) { return (unsigned long long)place; }
+
+// Where position 0 of a row would lie, if all of it were in a stage whose tile begins at a position.
+template <typename T>
+DEVICE const T* in_stage(const T* start, Step begin, unsigned char* stage) {
+    return (const T*)(stage + address_of(start + begin) % GRANULE<T>) - begin;
+}
+
+// Bytes to be copied.
+struct Piece {
+    const unsigned char* from;
+    unsigned char* to;
+    int bytes;
+};
+
+// What a stage holds of the positions between `begin` and `end`, as far as they are between `low` and `high`: whole
+// pieces of 16 bytes, the first and last of which may hold something else besides.
+template <typename T>
+DEVICE Piece piece_of(const T* start, Step begin, Step end, Step low, Step high, unsigned char* stage) {
+    constexpr unsigned long long COARSE = GRANULE<T> - 1, FINE = 15;
+    unsigned long long origin = address_of(start + begin) & ~COARSE;
+    unsigned long long from = max_of(origin, address_of(start + low) & ~FINE);
+    unsigned long long to = min_of((address_of(start + end) + COARSE) & ~COARSE, (address_of(start + high) + FINE) & ~FINE);
+    return {(const unsigned char*)from, stage + (from - origin), low < high && from < to ? (int)(to - from) : 0};
 }

@@ -238,25 +238,54 @@ void wait_for_flag(const int* flag, int value) {
     if (*flag != value) host::fail("a block waits for one that has not begun");
 }
 
-// A barrier's word holds how many arrivals end a phase, how many are missing, and the phase's number.
+static void check_bulk(const void* to, const void* from, int bytes) {
+    if (!aligned(to) || !aligned(from) || bytes % 16 != 0) host::fail("a bulk copy that is not aligned");
+}
+// A barrier's word holds how many arrivals end a phase, how many are missing, the phase's parity, and how many pieces of
+// 16 bytes have yet to be copied.
 struct BarrierWord {
-    short arrivals, missing;
-    int phase;
+    short arrivals, missing, parity, pieces;
 };
 static_assert(sizeof(BarrierWord) == 8);
-void init_barrier(unsigned long long* barrier, int arrivals) {
-    BarrierWord word = {(short)arrivals, (short)arrivals, 0};
-    memcpy(barrier, &word, 8);
-}
-void arrive(unsigned long long* barrier) {
+template <typename F>
+static void change(unsigned long long* barrier, F change) {
     BarrierWord word;
     memcpy(&word, barrier, 8);
-    if (--word.missing == 0) {
+    change(word);
+    if (word.missing == 0 && word.pieces == 0) {
         word.missing = word.arrivals;
-        word.phase += 1;
+        word.parity ^= 1;
     }
     memcpy(barrier, &word, 8);
     host::progress();
+}
+void init_barrier(unsigned long long* barrier, int arrivals) {
+    BarrierWord word = {(short)arrivals, (short)arrivals, 0, 0};
+    memcpy(barrier, &word, 8);
+}
+void arrive(unsigned long long* barrier) {
+    change(barrier, [](BarrierWord& word) { word.missing -= 1; });
+}
+void begin_copies(unsigned long long* barrier, int bytes) {
+    if (host::lane() != 0) return;
+    change(barrier, [&](BarrierWord& word) {
+        word.missing -= 1;
+        word.pieces += bytes / 16;
+    });
+}
+// What is copied begins and ends where pieces of 16 bytes do, which an array need not: neither does the sanitizer's
+// memory, in which such a piece is never another array's.
+UNSEEN static void copy_pieces(unsigned char* to, const unsigned char* from, int bytes) {
+    for (int i = 0; i < bytes; ++i) to[i] = ((const volatile unsigned char*)from)[i];
+}
+void copy_ahead(void* to, const void* from, int bytes, unsigned long long* barrier) {
+    if (host::lane() != 0 || bytes == 0) return;
+    check_bulk(to, from, bytes);
+    copy_pieces((unsigned char*)to, (const unsigned char*)from, bytes);
+    change(barrier, [&](BarrierWord& word) {
+        word.pieces -= bytes / 16;
+        if (word.pieces < 0) host::fail("more is copied than was said");
+    });
 }
 void arrive_once(unsigned long long* barrier) {
     sync_warp();
@@ -264,7 +293,7 @@ void arrive_once(unsigned long long* barrier) {
 }
 void wait_barrier(unsigned long long* barrier, int parity) {
     BarrierWord word;
-    for (memcpy(&word, barrier, 8); (word.phase & 1) == parity; memcpy(&word, barrier, 8)) host::wait_a_while();
+    for (memcpy(&word, barrier, 8); word.parity == parity; memcpy(&word, barrier, 8)) host::wait_a_while();
 }
 void meet(int number, int threads) {
     host::Group& group = host::block.named[number];
@@ -284,9 +313,6 @@ bool any_in_warpgroup(bool x, int) {
     return result[group];
 }
 
-static void check_bulk(const float* to, const float* from, int bytes) {
-    if (!aligned(to) || !aligned(from) || bytes % 16 != 0) host::fail("a bulk copy that is not aligned");
-}
 void store_in_bulk(float* to, const float* from, int bytes) {
     check_bulk(to, from, bytes);
     memcpy(to, from, bytes);

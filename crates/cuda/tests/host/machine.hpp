@@ -103,12 +103,19 @@ void wait_for_flag(const int* flag, int value);
 inline void store_release(int* flag, int x) { *flag = x; }
 inline int take_ticket(int* counter) { return (*counter)++; }
 
-// Hopper.
+// Warps with different work. Copies are done at once; what they say of bytes is checked.
 void init_barrier(unsigned long long* barrier, int arrivals);
 void arrive(unsigned long long* barrier);
 void arrive_once(unsigned long long* barrier);
 void wait_barrier(unsigned long long* barrier, int parity);
 void meet(int number, int threads);
+inline void publish_barriers() {}
+constexpr int COPY_ARRIVALS = 1;
+void begin_copies(unsigned long long* barrier, int bytes);
+void copy_ahead(void* to, const void* from, int bytes, unsigned long long* barrier);
+inline void end_copies(unsigned long long*) {}
+
+// Hopper.
 void wait_turn(int group);
 void give_turn(int group);
 bool any_in_warpgroup(bool x, int);

@@ -165,7 +165,9 @@ impl Kernels {
                 }
                 Step::Launch(launch) => {
                     let kernel = self.numbers[&*launch.source];
-                    let sizes = [kernel, launch.blocks, launch.threads, launch.shared_bytes];
+                    // The emulation runs block after block: it has room for one.
+                    let blocks = if launch.source.all_at_once { 1 } else { launch.blocks };
+                    let sizes = [kernel, blocks, launch.threads, launch.shared_bytes];
                     for x in sizes {
                         word(x as i64, &mut file);
                     }

@@ -134,6 +134,19 @@ fn few_long_rows_look_back() {
     check(&cases);
 }
 
+/// Elements of two and eight bytes, and states of words without flags.
+#[test]
+fn tiles_of_every_type() {
+    let cases = [
+        sum(DType::BF16, &[3, 4 * 4096 + 7], 1, true).case(),
+        sum(DType::I64, &[1, 4 * 4096 + 2], 1, false).case(),
+        recurrence(DType::F64, &[2, 4 * 2048 + 1], 1, false).case(),
+        recurrence(DType::F16, &[2, 4 * 4096 + 3], 1, true).case(),
+    ];
+    assert!(cases.iter().all(|case| has(case, "a tile looks back")));
+    check(&cases);
+}
+
 #[test]
 fn whole_rows_where_there_are_many() {
     let many = recurrence(DType::F32, &[600, 700], 1, false);
@@ -176,22 +189,33 @@ fn stretches_of_matrix_products() {
 /// What lies otherwise is read where it lies: nothing is copied, and unaligned rows are right.
 #[test]
 fn strided_rows() {
-    let case = recurrence(DType::F32, &[3, 515], 1, false).case();
+    check_strided(515);
+}
+
+#[test]
+fn strided_rows_in_tiles() {
+    check_strided(4 * 4096 + 3);
+}
+
+fn check_strided(length: usize) {
+    let case = recurrence(DType::F32, &[3, length], 1, false).case();
+    let (size, room) = (length as isize, length as isize + 85);
     let layouts = [
-        Layout { strides: vec![-516, 1], offset: 2 * 516 + 1 },
+        Layout { strides: vec![-size - 1, 1], offset: 2 * (size + 1) + 1 },
         Layout { strides: vec![1, 3], offset: 0 },
-        Layout { strides: vec![600, -1], offset: 514 },
+        Layout { strides: vec![room, -1], offset: size - 1 },
         Layout { strides: vec![0, 0], offset: 3 },
     ];
+    let elements = 4 * room as usize;
     let mut case = Case::laid_out(case.label, case.graph, case.inputs, &layouts);
     // The inputs' bytes, as their layouts have them.
     let mut bytes = Vec::new();
     for (input, layout) in case.inputs.iter_mut().zip(&layouts) {
-        let mut elements = vec![9.0; 4 * 600];
+        let mut elements = vec![9.0; elements];
         let values = input.to_f64s();
         let places: Vec<usize> = (0..values.len())
             .map(|i| {
-                let (row, step) = ((i / 515) as isize, (i % 515) as isize);
+                let (row, step) = ((i / length) as isize, (i % length) as isize);
                 (layout.offset + row * layout.strides[0] + step * layout.strides[1]) as usize
             })
             .collect();
@@ -200,7 +224,9 @@ fn strided_rows() {
         }
         let seen: Vec<f64> = places.iter().map(|&place| elements[place]).collect();
         *input = Array::from_f64s(input.ty().clone(), &seen);
-        bytes.push(Array::from_f64s(tilewright_ir::Type::new(DType::F32, [2400]), &elements).to_bytes());
+        bytes.push(
+            Array::from_f64s(tilewright_ir::Type::new(DType::F32, [elements.len()]), &elements).to_bytes(),
+        );
     }
     let Some(found) = host::run(std::iter::once((&case.plan, &case.program, bytes))) else { return };
     case.check(&found[0].0);

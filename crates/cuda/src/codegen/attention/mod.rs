@@ -14,13 +14,13 @@ use tilewright_ir::{DType, Error, ErrorKind, Result};
 use tilewright_plan::attention::{Attention, AttentionShape};
 use tilewright_plan::{AttentionForward, Operation, View};
 
-use super::FRAGMENTS;
 use super::block_map;
 use super::functions::{Functions, Pairs};
 use super::launch::{Launch, Lowering, Source, Target, unsupported};
 use super::parameters::{Argument, Parameters};
 use super::tiles::{self, HopperTiles, Needs, Pass, Tiles};
 use super::types::element;
+use super::{FRAGMENTS, MACHINE_BARRIERS};
 
 pub(super) use backward::lower as backward;
 
@@ -107,7 +107,10 @@ pub(super) fn forward(forward: &AttentionForward, lowering: &mut Lowering) -> Re
             attention.shape.value_size.next_multiple_of(8),
         );
         // One more warpgroup brings the tiles.
-        (source.with_instructions(format!("{MACHINE_HOPPER}\n{instructions}")), 32 * tiles.warps + 128)
+        (
+            source.with_instructions(format!("{MACHINE_BARRIERS}\n{MACHINE_HOPPER}\n{instructions}")),
+            32 * tiles.warps + 128,
+        )
     } else {
         let engine = [FRAGMENTS, TILES, SOFTMAX, FORWARD];
         (Source::new("attention_forward", &comment, &parameters, &text, &engine), 32 * tiles.warps)

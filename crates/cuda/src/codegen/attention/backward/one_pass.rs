@@ -250,7 +250,7 @@ impl Gradient<'_, '_> {
         let share = if tiles.columns == 128 { tiles.head } else { tiles.head / 2 };
         let products = wgmma::products(attention.dtype, &[tiles.columns, tiles.head, tiles.value, share]);
         self.lowering.launch(Launch {
-            source: source.with_instructions(format!("{MACHINE_HOPPER}\n{products}")),
+            source: source.with_instructions(format!("{MACHINE_BARRIERS}\n{MACHINE_HOPPER}\n{products}")),
             blocks: key_batch * key_heads * key_tiles,
             threads: 384,
             shared_bytes: tiles.shared_bytes,
