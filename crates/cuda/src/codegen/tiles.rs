@@ -140,10 +140,15 @@ pub fn hopper_tiles(needs: Needs, plain: bool, shared_bytes: usize) -> Option<Ho
     };
     // A product has at most 256 columns.
     let possible = needs.element == 2 && head * value > 0 && head.max(value) <= 256;
-    // As measured: the widest tiles pay where nothing but the softmax stands between the products.
-    let wide = if needs.masked || !plain || head > 64 { 128 } else { 176 };
-    let shapes = [(2, wide), (2, 128), (2, 96), (2, 80), (2, 64), (2, 32)];
-    shapes.into_iter().map(measured).find(|found| possible && fits(found)).map(|(tiles, _)| tiles)
+    // As measured: a third group pays for small heads, where nothing but the softmax stands between the products.
+    let third = (!needs.masked && plain && head.max(value) == 64).then_some((3, 112));
+    let shapes = [(2, 128), (2, 96), (2, 80), (2, 64), (2, 32)];
+    third
+        .into_iter()
+        .chain(shapes)
+        .map(measured)
+        .find(|found| possible && fits(found))
+        .map(|(tiles, _)| tiles)
 }
 
 /// Bytes of the barriers and what goes by them.
@@ -164,6 +169,8 @@ pub struct OnePassNeeds {
     pub diagonals: usize,
     /// Terms of captures that pairs own: 1 at most.
     pub pairs: usize,
+    /// Whether each query has a gain.
+    pub row_gains: bool,
 }
 
 /// The tiles of the one pass: 128 keys, two warpgroups of 64 each, two stages of queries.
@@ -214,7 +221,8 @@ fn one_pass_measured(needs: OnePassNeeds, columns: usize, head: usize, value: us
     let term_floats = 16 * columns * needs.rows + of_diagonals * needs.diagonals + 8 * needs.heads + of_warps;
     let term_floats = term_floats.next_multiple_of(4);
     let elements = KEYS * (head + value) + 2 * columns * (head + value) + 2 * KEYS * columns;
-    let floats = columns * head + 4 * columns + term_floats + needs.pairs * columns * KEYS;
+    let rows = if needs.row_gains { 6 } else { 4 };
+    let floats = columns * head + rows * columns + term_floats + needs.pairs * columns * KEYS;
     OnePassTiles {
         columns,
         head,
@@ -223,7 +231,7 @@ fn one_pass_measured(needs: OnePassNeeds, columns: usize, head: usize, value: us
         consumer_registers: 240,
         term_floats,
         // Barriers, tiles that were walked to, and which keys the block owns.
-        shared_bytes: 2 * elements + 4 * floats + 13 * 8 + 2 * 20 + 6 * 4,
+        shared_bytes: 2 * elements + 4 * floats + 11 * 8 + 4 * 20 + 6 * 4,
     }
 }
 
@@ -298,7 +306,7 @@ mod tests {
             assert_eq!([192, 256].map(columns), [Some(96), Some(largest)]);
         }
         let plain = hopper_tiles(needs(2, 64, false), true, 227 << 10).map(|tiles| tiles.columns);
-        assert_eq!(plain, Some(176));
+        assert_eq!(plain, Some(112));
         assert_eq!(hopper_tiles(needs(4, 64, false), true, 227 << 10), None);
         assert_eq!(hopper_tiles(needs(2, 320, false), true, 227 << 10), None);
     }

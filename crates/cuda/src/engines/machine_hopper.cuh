@@ -76,15 +76,22 @@ DEVICE void wait_for_bulk_reads() {
 }
 DEVICE void wait_for_bulk() { asm volatile("cp.async.bulk.wait_group 0;" ::: "memory"); }
 
-// Flags in memory by which blocks wait for one another, and numbers in the order in which they are asked for.
-DEVICE void wait_for_flag(const int* flag, int value) {
+// Flags in memory by which blocks wait for one another, and numbers in the order in which they are asked for. What is added
+// in bulk between them needs no fence of its own: only bulk copies touch it, and each block waits for the end of its own
+// before it raises a flag. A look that acquires also clears the first cache, so that only the first and the last do.
+DEVICE int look_at_flag(const int* flag) {
     int x;
-    do {
-        asm volatile("ld.acquire.gpu.global.s32 %0, [%1];" : "=r"(x) : "l"(flag) : "memory");
-    } while (x != value);
-    asm volatile("fence.proxy.async;" ::: "memory");
+    asm volatile("ld.acquire.gpu.global.s32 %0, [%1];" : "=r"(x) : "l"(flag) : "memory");
+    return x;
 }
-// What is done in bulk is seen by others once its end is, without a fence (PTX: a fence between the proxies is implied).
+DEVICE void wait_for_flag(const int* flag, int value) {
+    while (look_at_flag(flag) != value) {
+        int x;
+        do {
+            asm volatile("ld.relaxed.gpu.global.s32 %0, [%1];" : "=r"(x) : "l"(flag) : "memory");
+        } while (x != value);
+    }
+}
 DEVICE void store_release(int* flag, int x) {
     asm volatile("st.release.gpu.global.s32 [%0], %1;" ::"l"(flag), "r"(x) : "memory");
 }

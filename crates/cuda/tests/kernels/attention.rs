@@ -402,7 +402,7 @@ fn of_the_output(dtype: DType, sizes: Sizes, score: &str, mask: Option<&Mask>) -
 }
 
 #[test]
-fn gains_of_heads_by_warpgroups() {
+fn gains_by_warpgroups() {
     let wide = Sizes { head_size: 128, value_size: 128, queries: 200, keys: 140, heads: 1, ..LONG };
     let several = Sizes { batch: 2, key_batch: 2, key_heads: 2, ..LONG };
     let narrow = Sizes { head_size: 104, value_size: 40, ..several };
@@ -411,6 +411,10 @@ fn gains_of_heads_by_warpgroups() {
         (1, one_pass(DType::F16, wide, "head gain", None)),
         (1, one_pass(DType::BF16, narrow, "head gain", Some(&MASKS[3]))),
         (1, of_the_output(DType::BF16, several, "scalar", Some(&MASKS[0]))),
+        // Gains of queries; of the first the keys' cotangents are sums over heads.
+        (1, one_pass(DType::BF16, LONG, "query gain", Some(&MASKS[0]))),
+        (1, one_pass(DType::F16, Sizes { value_size: 40, ..wide }, "indirect", None)),
+        (1, one_pass(DType::BF16, narrow, "query and key", Some(&MASKS[1]))),
         // Its term of the cotangent alone does not vanish.
         (0, one_pass(DType::BF16, several, "scalar", None)),
         // Two heads share keys.

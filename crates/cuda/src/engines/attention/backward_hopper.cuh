@@ -31,10 +31,10 @@ DEVICE Bits admitted_pairs(const Parameters& p, int b, int h, int query, int key
 }
 
 // Turns products into raw scores and weights. Where CHECKED, only the admitted pairs have any. Of a row without any
-// weight the log-sum-exp is given as ∞.
+// weight the log-sum-exp is given as ∞. Where the score is a gain times the raw score, a head's gain is in `scale`.
 template <bool CHECKED>
 DEVICE void weigh(const Parameters& p, int b, int h, int query, int key, float scale, float (&scores)[COLUMNS / 8][4],
-                  float (&weights)[COLUMNS / 8][4], Bits admitted, const float* log2_sum_exps,
+                  float (&weights)[COLUMNS / 8][4], Bits admitted, const float* log2_sum_exps, const float* row_gains,
                   const Two (&early)[at_least_one(EARLY)], Fault& fault) {
     int g = lane_index() / 4, t = lane_index() % 4;
 #pragma unroll
@@ -42,17 +42,23 @@ DEVICE void weigh(const Parameters& p, int b, int h, int query, int key, float s
         Two rows;
         if (j < EARLY) rows = early[j < EARLY ? j : 0];
         else rows = *(const Two*)(log2_sum_exps + 8 * j + 2 * t);
+        float units[2] = {scale * LOG2_E, scale * LOG2_E};
+        if constexpr (ROW_GAINS && SCORE_IS_GAIN) {
+            Two gains = *(const Two*)(row_gains + 8 * j + 2 * t);
+            units[0] *= gains.x[0];
+            units[1] *= gains.x[1];
+        }
 #pragma unroll
         for (int e = 0; e < 4; ++e) {
             bool live = true;
             if constexpr (CHECKED) live = admitted >> (4 * j + e) & 1;
             float s;
-            if constexpr (SCORED) {
+            if constexpr (SCORED && !SCORE_IS_GAIN) {
                 int q = query + 8 * j + 2 * t + e % 2, k = key + g + e / 2 * 8;
                 scores[j][e] *= scale;
                 s = fmaf(score(p, b, h, q, k, scores[j][e], live, fault), LOG2_E, -rows.x[e % 2]);
             } else {
-                s = fmaf(scores[j][e], scale * LOG2_E, -rows.x[e % 2]);
+                s = fmaf(scores[j][e], units[e % 2], -rows.x[e % 2]);
             }
             weights[j][e] = exp2_approximate(s);
             if constexpr (CHECKED) weights[j][e] = live ? weights[j][e] : 0;
@@ -95,6 +101,21 @@ DEVICE void differentiate(const Parameters& p, int b, int h, int query, int key,
 #pragma unroll
             for (int i = 0; i < TERMS; ++i) of_pair[i] = live ? of_pair[i] : 0;
             term_sums.take(of_pair, j, e, terms);
+        }
+    }
+}
+
+// Multiplies slopes by the gains of their queries.
+template <bool CHECKED>
+DEVICE void gain_slopes(float (&slopes)[COLUMNS / 8][4], const float* row_gains, Bits admitted) {
+#pragma unroll
+    for (int j = 0; j < COLUMNS / 8; ++j) {
+        Two gains = *(const Two*)(row_gains + 8 * j + lane_index() % 4 * 2);
+#pragma unroll
+        for (int e = 0; e < 4; ++e) {
+            bool live = true;
+            if constexpr (CHECKED) live = admitted >> (4 * j + e) & 1;
+            slopes[j][e] = live ? slopes[j][e] * gains.x[e % 2] : 0;
         }
     }
 }
@@ -198,6 +219,10 @@ DEVICE void multiply_and_differentiate(const Parameters& p) {
     TermSums term_sums;
     term_sums.begin(s.terms, thread);
     Fault fault;
+    // A factor of the scores, and of what ends at keys.
+    float head_gain = 1;
+    if constexpr (GAINED && !ROW_GAINS) head_gain = gain(p, 0, own.key_batch, own.key_head, 0, fault);
+    const float factor = scale * (SCORE_IS_GAIN ? head_gain : 1);
     wait_barrier(&s.barriers->keys, 0);
     bool keys_clean = true;
     if constexpr (MASKED) {
@@ -251,7 +276,7 @@ DEVICE void multiply_and_differentiate(const Parameters& p) {
     // The tile that is full next; false after the last.
     auto next = [&](Tile& tile) {
         wait_barrier(&s.barriers->full[count % STAGES], count / STAGES & 1);
-        tile = s.tiles[count % STAGES];
+        tile = s.tiles[count % WALKED];
         tile = Tile{uniform(tile.b), uniform(tile.h), uniform(tile.number), uniform(tile.state), 0};
         if (b >= 0 && (tile.number < 0 || tile.b != b || tile.h != h)) term_sums.leave(p, own, b, h);
         b = tile.b;
@@ -334,9 +359,11 @@ DEVICE void multiply_and_differentiate(const Parameters& p) {
             wait_for_products_but<1>();
             hold(scores);
             if (tile.state == FULL) {
-                weigh<false>(p, b, h, query, key, scale, scores, weights, admitted, log2_sum_exps, early, fault);
+                weigh<false>(p, b, h, query, key, factor, scores, weights, admitted, log2_sum_exps,
+                             s.row_gains + stage * COLUMNS, early, fault);
             } else {
-                weigh<true>(p, b, h, query, key, scale, scores, weights, admitted, log2_sum_exps, early, fault);
+                weigh<true>(p, b, h, query, key, factor, scores, weights, admitted, log2_sum_exps,
+                            s.row_gains + stage * COLUMNS, early, fault);
             }
             round_left(weights, weights_left);
             unsigned long long cotangents = further(turned_cotangents, stage * COLUMNS * VALUE * (int)sizeof(Element));
@@ -358,6 +385,13 @@ DEVICE void multiply_and_differentiate(const Parameters& p) {
             }
             round_left(slopes, slopes_left);
             share_slopes(slopes_left);
+            if constexpr (ROW_GAINS) {
+                // The queries' cotangents are multiplied when they are done.
+                const float* row_gains = s.row_gains + stage * COLUMNS;
+                if (tile.state == FULL) gain_slopes<false>(slopes, row_gains, admitted);
+                else gain_slopes<true>(slopes, row_gains, admitted);
+                round_left(slopes, slopes_left);
+            }
             term_sums.add(p, own, b, h, query, terms, count);
             if constexpr (PAIRS > 0) pass_pairs_on(terms.pairs[TERMS - DIFFERENCE_AT - 1]);
 
@@ -410,12 +444,20 @@ DEVICE void multiply_and_differentiate(const Parameters& p) {
             hold(slopes);
             Two early[at_least_one(EARLY)];
             load_early(early, s.log2_sum_exps + stage * COLUMNS);
-            weigh<true>(p, b, h, query, key, scale, scores, weights, admitted, s.log2_sum_exps + stage * COLUMNS, early, fault);
+            weigh<true>(p, b, h, query, key, factor, scores, weights, admitted, s.log2_sum_exps + stage * COLUMNS,
+                        s.row_gains + stage * COLUMNS, early, fault);
             round_left(weights, weights_left);
             differentiate<true>(p, b, h, query, key, scores, weights, slopes, admitted, s.log2_sum_exps + stage * COLUMNS,
                                 s.deltas + stage * COLUMNS, term_sums, terms, fault);
             round_left(slopes, slopes_left);
             share_slopes(slopes_left);
+            if constexpr (ROW_GAINS) {
+                // The queries' cotangents are multiplied when they are done.
+                const float* row_gains = s.row_gains + stage * COLUMNS;
+                if (tile.state == FULL) gain_slopes<false>(slopes, row_gains, admitted);
+                else gain_slopes<true>(slopes, row_gains, admitted);
+                round_left(slopes, slopes_left);
+            }
             term_sums.add(p, own, b, h, query, terms, count);
             if constexpr (PAIRS > 0) pass_pairs_on(terms.pairs[TERMS - DIFFERENCE_AT - 1]);
             // One warp of the group after the other: they share a panel, where the sums come later.
@@ -448,30 +490,30 @@ DEVICE void multiply_and_differentiate(const Parameters& p) {
         }
     }
 
-    float factor = scale;
-    if constexpr (GAINED) {
-        int of_batch = own.key_batch, of_head = own.key_head;
-        if constexpr (GAINS > 0) {
-            float sum = scale * keys_times<HEAD / 8>(key_sums, s.key_tile, 16 * warp);
-            for (int lanes = 16; lanes > 0; lanes /= 2) sum += shuffle_xor(sum, lanes);
-            // No product reads the slopes any more.
-            meet(3, 2 * GROUP);
-            float* of_warps = (float*)s.slope_tiles;
-            if (lane_index() == 0) of_warps[warp] = sum;
-            meet(3, 2 * GROUP);
-            if (thread < GAINS) {
-                float all = 0;
-                for (int i = 0; i < 8; ++i) all += of_warps[i];
-                p.head_sums[(((HEAD_SUMS + thread) * p.batch + of_batch) * p.heads + of_head) * own.tiles + own.number] =
-                    all * gain(p, 1 + thread, of_batch, of_head, fault);
-            }
+    // No more sums: so much the warp that adds them is told.
+    wait_barrier(&s.barriers->empty_sums, count & 1 ^ 1);
+    sync_warp();
+    if (lane_index() == 0) arrive(PAIRS > 0 ? &s.barriers->full_pairs : &s.barriers->full_sums);
+
+    if constexpr (GAINS > 0 && !ROW_GAINS) {
+        float sum = scale * keys_times<HEAD / 8>(key_sums, s.key_tile, 16 * warp);
+        for (int lanes = 16; lanes > 0; lanes /= 2) sum += shuffle_xor(sum, lanes);
+        // No product reads the slopes any more.
+        meet(3, 2 * GROUP);
+        float* of_warps = (float*)s.slope_tiles;
+        if (lane_index() == 0) of_warps[warp] = sum;
+        meet(3, 2 * GROUP);
+        if (thread < GAINS) {
+            float all = 0;
+            for (int i = 0; i < 8; ++i) all += of_warps[i];
+            p.gain_sums[((thread * p.batch + own.key_batch) * p.heads + own.key_head) * own.tiles + own.number] =
+                all * gain(p, 1 + thread, own.key_batch, own.key_head, 0, fault);
         }
-        factor *= gain(p, 0, of_batch, of_head, fault);
     }
     if constexpr (KEY_COTANGENT) {
         Element* to = p.key_cotangent + own.key_batch * p.key_cotangent_strides[0] +
                       own.key_head * p.key_cotangent_strides[1];
-        store_keys<HEAD_SIZE>(p, to, p.key_cotangent_strides[2], key_sums, key, factor);
+        store_keys<HEAD_SIZE>(p, to, p.key_cotangent_strides[2], key_sums, key, scale * head_gain);
     }
     if constexpr (VALUE_COTANGENT) {
         Element* to = p.value_cotangent + own.key_batch * p.value_cotangent_strides[0] +
@@ -507,9 +549,8 @@ KERNEL void __launch_bounds__(3 * GROUP, 1) attention_backward_hopper(const __gr
         init_barrier(&s.barriers->keys, 2);
         for (int stage = 0; stage < STAGES; ++stage) {
             init_barrier(&s.barriers->known[stage], 1);
-            init_barrier(&s.barriers->full[stage], 2);
-            init_barrier(&s.barriers->turn[stage], 1);
-            init_barrier(&s.barriers->empty[stage], 2 * GROUP / 32 + 1);
+            init_barrier(&s.barriers->full[stage], 3);
+            init_barrier(&s.barriers->empty[stage], 2 * GROUP / 32);
         }
         init_barrier(&s.barriers->full_sums, 2 * GROUP / 32);
         init_barrier(&s.barriers->empty_sums, 1);
@@ -524,9 +565,9 @@ KERNEL void __launch_bounds__(3 * GROUP, 1) attention_backward_hopper(const __gr
         if (warp == 0) {
             lead(p);
         } else if (warp == 1) {
-            bring(p);
+            bring<true>(p);
         } else if (warp == 2) {
-            wait_for_turns(p);
+            bring<false>(p);
         } else {
             add_sums(p);
         }

@@ -91,10 +91,14 @@ struct Item {
     int b, h, first;
 };
 DEVICE Item item_of(const Parameters& p, int number) {
-    // The last queries first: under a causal mask they see the most keys.
-    int tiles = ((int)p.queries + ROWS - 1) / ROWS, head = number / tiles;
-    int first = (tiles - 1 - number % tiles) * ROWS;
-    return Item{head / (int)p.heads, head % (int)p.heads, first};
+    int tiles = ((int)p.queries + ROWS - 1) / ROWS, heads = (int)p.batch * (int)p.heads;
+    // Under a mask as many heads together as make two items for each multiprocessor, the last queries first: under a causal
+    // one they see the most keys, so that short items fill what long ones leave.
+    int at_once = MASKED ? max_of(2 * MULTIPROCESSORS / tiles, 1) : 1;
+    int first = number / (at_once * tiles) * at_once, within = number - first * tiles;
+    at_once = min_of(at_once, heads - first);
+    int head = first + within % at_once, tile = tiles - 1 - within / at_once;
+    return Item{head / (int)p.heads, head % (int)p.heads, tile * ROWS};
 }
 
 // Where the keys or values of an item begin.

@@ -1,6 +1,6 @@
 // Before the gradient of attention on Hopper: what belongs to each row of scores. Its sum of the output times its
 // cotangent, less the cotangent of the log-sum-exp; and the log-sum-exp as a power of 2, ∞ where the row has no
-// weight, as a row past the end has none. Rows are padded to whole tiles.
+// weight, as a row past the end has none. And its gain, where queries have one. Rows are padded to whole tiles.
 
 template <typename T>
 struct alignas(4 * sizeof(T)) FourOf {
@@ -50,4 +50,8 @@ KERNEL void __launch_bounds__(128) attention_rows(const __grid_constant__ Parame
     if (!there || lane != 0) return;
     p.delta[row] = sum;
     p.log2_sum_exp[row] = log2_sum_exp;
+    if constexpr (ROW_GAINS) {
+        Fault fault;
+        p.row_gains[row] = q < p.queries ? gain(p, 0, b, h, q, fault) : 0;
+    }
 }

@@ -153,21 +153,35 @@ DEVICE void accumulate_unfinite(const Parameters& p, int b, int h, const Scorer&
         }
     }
     sync_warp();
+    // What is added is ∞, −∞ or both: a bit each for so many blocks of columns, since a loop cannot name registers, and a
+    // text without one takes the compiler long.
+    constexpr int AT_ONCE = 16;
+#pragma unroll
+    for (int from = 0; from < WIDTH / 8; from += AT_ONCE) {
+        unsigned long long up = 0, down = 0;
 #pragma unroll 1
-    for (int i = 0; i < 2 * COLUMNS; ++i) {
-        int half = i / COLUMNS, depth = i % COLUMNS, row = g + half * 8;
-        int q = half == 0 ? scorer.q[0] : scorer.q[1];
-        if (key + depth >= (int)p.keys || !admits(p, b, h, q, key + depth, known)) continue;
-        float weight = to_float(rows[row * ADMITTED_ROW + depth]);
-#pragma unroll
-        for (int j = 0; j < WIDTH / 8; ++j) {
-#pragma unroll
-            for (int e = 0; e < 4; ++e) {
-                int column = 8 * j + 2 * t + e % 2;
-                if (e / 2 != half || column >= VALUE_SIZE) continue;
+        for (int i = 0; i < 2 * COLUMNS; ++i) {
+            int half = i / COLUMNS, depth = i % COLUMNS, row = g + half * 8;
+            int q = half == 0 ? scorer.q[0] : scorer.q[1];
+            if (key + depth >= (int)p.keys || !admits(p, b, h, q, key + depth, known)) continue;
+            float weight = to_float(rows[row * ADMITTED_ROW + depth]);
+#pragma unroll 1
+            for (int j = 0; j < 2 * AT_ONCE; ++j) {
+                int column = 8 * (from + j / 2) + 2 * t + j % 2;
+                if (column >= VALUE_SIZE) break;
                 float x = to_float(values[depth * p.value_strides[2] + column]);
-                if (!(fabsf(x) < infinity<float>())) output[j][e] += weight * x;
+                if (fabsf(x) < infinity<float>()) continue;
+                unsigned long long bit = 1ull << (j / 2 * 4 + half * 2 + j % 2);
+                if (!(weight * x < 0)) up |= bit;
+                if (!(weight * x > 0)) down |= bit;
             }
+        }
+#pragma unroll
+        for (int i = 0; i < 4 * AT_ONCE; ++i) {
+            if (from + i / 4 >= WIDTH / 8) continue;
+            float& sum = output[from + i / 4 < WIDTH / 8 ? from + i / 4 : 0][i % 4];
+            if (up >> i & 1) sum += infinity<float>();
+            if (down >> i & 1) sum -= infinity<float>();
         }
     }
     sync_warp();

@@ -13,17 +13,17 @@ KERNEL void __launch_bounds__(256) store_queries(const __grid_constant__ Paramet
     int row = (BY_ROWS ? 64 * group : 0) + thread / 32 * 16 + g;
     int column = (BY_ROWS ? 0 : HEAD / 2 * group) + 8 * j + 2 * t;
     if (column >= HEAD_SIZE) return;
-    float factor = (float)p.scale;
     bool any = p.turns[1 + tile] != 0;
     const float* sums = p.query_sums + number * 4;
     long long head = tile / tiles, b = head / p.heads, h = head % p.heads;
     Fault fault;
-    if constexpr (GAINED) factor *= gain(p, 0, b, h, fault);
     Element* to = p.query_cotangent + b * p.query_cotangent_strides[0] + h * p.query_cotangent_strides[1];
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
         long long q = tile % tiles * COLUMNS + row + half * 8;
         if (q >= p.queries) continue;
+        float factor = (float)p.scale;
+        if constexpr (GAINED) factor *= gain(p, 0, b, h, q, fault);
         float first = any ? sums[2 * half] * factor : 0, second = any ? sums[2 * half + 1] * factor : 0;
         *(unsigned*)(to + q * p.query_cotangent_strides[2] + column) = pack<Element>(first, second);
     }

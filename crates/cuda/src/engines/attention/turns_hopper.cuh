@@ -3,8 +3,8 @@
 //
 // A block owns KEYS keys of one key head and walks the tiles of COLUMNS queries that see them. Two warpgroups own 64
 // keys each: scores are transposed, their rows are keys, so that weights and slopes are left operands of the products
-// that end at keys without leaving registers. Four more warps, with few registers, walk, bring queries and their outputs'
-// cotangents, wait for turns, and bring sums of queries' cotangents to memory.
+// that end at keys without leaving registers. Four more warps, with few registers, walk, bring queries, bring their outputs'
+// cotangents, and bring sums of queries' cotangents to memory.
 //
 // The queries' cotangents are sums over blocks. Each block adds its part to a tile in *turn*: after the block before
 // it, in the order of keys, that has a part in this tile. So the order of additions is fixed, and with it every bit.
@@ -18,12 +18,11 @@
 // round before leaves, and each block starts about two tiles behind the one before it, in either direction.
 constexpr bool ROUNDS = MASKED && PAIRS == 0;
 
-constexpr int KEYS = 128, STAGES = 2, GROUP = 128;
+constexpr int KEYS = 128, STAGES = 2, GROUP = 128, WALKED = 4;
 constexpr float LOG2_E = 1.4426950408889634f;
 
 struct Barriers {
-    unsigned long long keys, known[STAGES], full[STAGES], empty[STAGES], full_sums, empty_sums, full_pairs, empty_pairs,
-        turn[STAGES];
+    unsigned long long keys, known[STAGES], full[STAGES], empty[STAGES], full_sums, empty_sums, full_pairs, empty_pairs;
 };
 
 // A tile of queries that the block does; −1 after the last. `before` is the number of the block whose turn is before this
@@ -41,9 +40,9 @@ struct Own {
 // What a block has in shared memory.
 struct Shared {
     Element *key_tile, *value_tile, *query_tiles, *cotangent_tiles, *slope_tiles;
-    float *sums, *log2_sum_exps, *deltas, *terms, *pairs;
+    float *sums, *log2_sum_exps, *deltas, *row_gains, *terms, *pairs;
     Barriers* barriers;
-    Tile* tiles;  // one of each stage
+    Tile* tiles;  // the last that were walked to
     Own* own;
 };
 
@@ -57,11 +56,12 @@ DEVICE Shared shared_parts() {
     s.sums = (float*)(s.slope_tiles + 2 * KEYS * COLUMNS);
     s.log2_sum_exps = s.sums + COLUMNS * HEAD;
     s.deltas = s.log2_sum_exps + STAGES * COLUMNS;
-    s.terms = s.deltas + STAGES * COLUMNS;
+    s.row_gains = s.deltas + STAGES * COLUMNS;
+    s.terms = s.row_gains + ROW_GAINS * STAGES * COLUMNS;
     s.pairs = s.terms + TERM_FLOATS;
     s.barriers = (Barriers*)(s.pairs + PAIRS * COLUMNS * KEYS);
     s.tiles = (Tile*)(s.barriers + 1);
-    s.own = (Own*)(s.tiles + STAGES);
+    s.own = (Own*)(s.tiles + WALKED);
     return s;
 }
 
@@ -133,7 +133,7 @@ DEVICE void lead(const Parameters& p) {
         int stage = count % STAGES;
         wait_barrier(&s.barriers->empty[stage], (count / STAGES & 1) ^ 1);
         if (lane_index() == 0) {
-            s.tiles[stage] = tile;
+            s.tiles[count % WALKED] = tile;
             arrive(&s.barriers->known[stage]);
         }
         count += 1;
@@ -145,36 +145,41 @@ DEVICE void lead(const Parameters& p) {
         for (int i = 4 * lane_index(); i < COLUMNS; i += 4 * 32) {
             copy_16(s.log2_sum_exps + stage * COLUMNS + i, p.log2_sum_exp + row + i, true);
             copy_16(s.deltas + stage * COLUMNS + i, p.delta + row + i, true);
+            if constexpr (ROW_GAINS) copy_16(s.row_gains + stage * COLUMNS + i, p.row_gains + row + i, true);
         }
         copied(&s.barriers->full[stage]);
     });
     copied(&s.barriers->full[begin(Tile{0, 0, -1, EMPTY, 0})]);
 }
 
-// Brings the block's keys, then each tile's queries and the cotangents of their outputs.
+// Brings the block's keys, then each tile's queries; or its values, then the cotangents of each tile's outputs.
+template <bool OF_QUERIES>
 DEVICE void bring(const Parameters& p) {
     Shared s = shared_parts();
     const Own own = *s.own;
-    load_panels<KEYS, HEAD_SIZE, HEAD, 32>(
-        s.key_tile, p.key + own.key_batch * p.key_strides[0] + own.key_head * p.key_strides[1] + own.key * p.key_strides[2],
-        p.key_strides[2], (int)p.keys - own.key, lane_index());
+    constexpr int SIZE = OF_QUERIES ? HEAD_SIZE : VALUE_SIZE, PADDED = OF_QUERIES ? HEAD : VALUE;
+    const Element* own_rows =
+        OF_QUERIES ? p.key + own.key_batch * p.key_strides[0] + own.key_head * p.key_strides[1] + own.key * p.key_strides[2]
+                   : p.value + own.key_batch * p.value_strides[0] + own.key_head * p.value_strides[1] +
+                         own.key * p.value_strides[2];
+    load_panels<KEYS, SIZE, PADDED, 32>(OF_QUERIES ? s.key_tile : s.value_tile, own_rows,
+                                        OF_QUERIES ? p.key_strides[2] : p.value_strides[2], (int)p.keys - own.key,
+                                        lane_index());
     copied(&s.barriers->keys);
 #pragma unroll 1
     for (int count = 0;; ++count) {
         int stage = count % STAGES;
         wait_barrier(&s.barriers->known[stage], count / STAGES & 1);
-        Tile tile = s.tiles[stage];
+        Tile tile = s.tiles[count % WALKED];
         if (tile.number >= 0) {
             int query = tile.number * COLUMNS;
-            load_panels<COLUMNS, HEAD_SIZE, HEAD, 32>(
-                s.query_tiles + stage * COLUMNS * HEAD,
-                p.query + tile.b * p.query_strides[0] + tile.h * p.query_strides[1] + query * p.query_strides[2],
-                p.query_strides[2], (int)p.queries - query, lane_index());
-            load_panels<COLUMNS, VALUE_SIZE, VALUE, 32>(
-                s.cotangent_tiles + stage * COLUMNS * VALUE,
-                p.output_cotangent + tile.b * p.output_cotangent_strides[0] + tile.h * p.output_cotangent_strides[1] +
-                    query * p.output_cotangent_strides[2],
-                p.output_cotangent_strides[2], (int)p.queries - query, lane_index());
+            const Element* rows =
+                OF_QUERIES ? p.query + tile.b * p.query_strides[0] + tile.h * p.query_strides[1] + query * p.query_strides[2]
+                           : p.output_cotangent + tile.b * p.output_cotangent_strides[0] +
+                                 tile.h * p.output_cotangent_strides[1] + query * p.output_cotangent_strides[2];
+            load_panels<COLUMNS, SIZE, PADDED, 32>(
+                (OF_QUERIES ? s.query_tiles : s.cotangent_tiles) + stage * COLUMNS * PADDED, rows,
+                OF_QUERIES ? p.query_strides[2] : p.output_cotangent_strides[2], (int)p.queries - query, lane_index());
         }
         copied(&s.barriers->full[stage]);
         if (tile.number < 0) break;
@@ -191,51 +196,18 @@ DEVICE int heads_before(const Parameters& p, int b, int h) {
     return h / group * (int)p.batch * group + b * group + h % group;
 }
 
-// Where the part of a tile lies in a capture that pairs own: among those of all tiles.
-DEVICE long long pair_tile(const Parameters& p, const Own& own, const Tile& tile) {
-    int tiles = ((int)p.queries + COLUMNS - 1) / COLUMNS;
-    int slot = (APART_IN_BATCH ? tile.b : 0) * (APART_IN_HEADS ? (int)p.heads : 1) + (APART_IN_HEADS ? tile.h : 0);
-    return ((long long)slot * tiles + tile.number) * own.tiles + own.number;
-}
-DEVICE long long query_tile(const Parameters& p, const Tile& tile) {
-    return ((long long)tile.b * (int)p.heads + tile.h) * (((int)p.queries + COLUMNS - 1) / COLUMNS) + tile.number;
-}
-
-// Brings the block's values, then waits for its turn at each tile, which mostly comes before the tile's sums do: so that
-// who adds them need not look for it.
-DEVICE void wait_for_turns(const Parameters& p) {
-    Shared s = shared_parts();
-    const Own own = *s.own;
-    load_panels<KEYS, VALUE_SIZE, VALUE, 32>(s.value_tile,
-                                             p.value + own.key_batch * p.value_strides[0] +
-                                                 own.key_head * p.value_strides[1] + own.key * p.value_strides[2],
-                                             p.value_strides[2], (int)p.keys - own.key, lane_index());
-    copied(&s.barriers->keys);
-    for (int count = 0;; ++count) {
-        int stage = count % STAGES;
-        wait_barrier(&s.barriers->full[stage], count / STAGES & 1);
-        Tile tile = s.tiles[stage];
-        if (tile.number < 0) break;
-        if (lane_index() == 0) {
-            if constexpr (PAIRS > 0) {
-                int before = heads_before(p, tile.b, tile.h);
-                if (before != 0) wait_for_flag(p.pair_turns + pair_tile(p, own, tile), before);
-            }
-            if (tile.before != 0) wait_for_flag(p.turns + 1 + query_tile(p, tile), tile.before);
-            arrive(&s.barriers->turn[stage]);
-        }
-        sync_warp();
-    }
-}
-
-// Brings floats of shared memory to memory, whose turn it is, once they are there: stored by the first, added by the others.
-// Says when shared memory is free, and whose turn is next.
-DEVICE void add_in_turn(float* to, const float* from, int bytes, bool first, int* turn, int after, unsigned long long* full,
-                        unsigned long long* empty, int parity) {
+// Brings floats of shared memory to memory: stored by the first, added by the others when it is their turn. That is looked
+// for when the floats are there, and mostly has come by then: looking all the time slows down the whole machine. Says when
+// shared memory is free, and whose turn is next.
+DEVICE void add_in_turn(float* to, const float* from, int bytes, int* turn, int before, int after,
+                        unsigned long long* empty) {
     if (lane_index() == 0) {
-        wait_barrier(full, parity);
-        if (first) store_in_bulk(to, from, bytes);
-        else add_in_bulk(to, from, bytes);
+        if (before == 0) {
+            store_in_bulk(to, from, bytes);
+        } else {
+            wait_for_flag(turn, before);
+            add_in_bulk(to, from, bytes);
+        }
         wait_for_bulk_reads();
         arrive(empty);
         wait_for_bulk();
@@ -248,21 +220,22 @@ DEVICE void add_in_turn(float* to, const float* from, int bytes, bool first, int
 DEVICE void add_sums(const Parameters& p) {
     Shared s = shared_parts();
     const Own own = *s.own;
+    int tiles = ((int)p.queries + COLUMNS - 1) / COLUMNS;
     for (int count = 0;; ++count) {
-        int stage = count % STAGES, parity = count & 1;
-        wait_barrier(&s.barriers->full[stage], count / STAGES & 1);
-        Tile tile = s.tiles[stage];
+        if constexpr (PAIRS > 0) wait_barrier(&s.barriers->full_pairs, count & 1);
+        else wait_barrier(&s.barriers->full_sums, count & 1);
+        Tile tile = s.tiles[count % WALKED];
         if (tile.number < 0) break;
-        wait_barrier(&s.barriers->turn[stage], count / STAGES & 1);
-        arrive_once(&s.barriers->empty[stage]);
         if constexpr (PAIRS > 0) {
-            long long number = pair_tile(p, own, tile);
+            int slot = (APART_IN_BATCH ? tile.b : 0) * (APART_IN_HEADS ? (int)p.heads : 1) + (APART_IN_HEADS ? tile.h : 0);
+            long long number = ((long long)slot * tiles + tile.number) * own.tiles + own.number;
             int before = heads_before(p, tile.b, tile.h);
-            add_in_turn(p.pair_sums + number * COLUMNS * KEYS, s.pairs, COLUMNS * KEYS * 4, before == 0,
-                        p.pair_turns + number, before + 1, &s.barriers->full_pairs, &s.barriers->empty_pairs, parity);
+            add_in_turn(p.pair_sums + number * COLUMNS * KEYS, s.pairs, COLUMNS * KEYS * 4, p.pair_turns + number, before,
+                        before + 1, &s.barriers->empty_pairs);
+            wait_barrier(&s.barriers->full_sums, count & 1);
         }
-        long long number = query_tile(p, tile);
-        add_in_turn(p.query_sums + number * COLUMNS * HEAD, s.sums, COLUMNS * HEAD * 4, tile.before == 0,
-                    p.turns + 1 + number, own.number + 1, &s.barriers->full_sums, &s.barriers->empty_sums, parity);
+        long long number = ((long long)tile.b * (int)p.heads + tile.h) * tiles + tile.number;
+        add_in_turn(p.query_sums + number * COLUMNS * HEAD, s.sums, COLUMNS * HEAD * 4, p.turns + 1 + number, tile.before,
+                    own.number + 1, &s.barriers->empty_sums);
     }
 }

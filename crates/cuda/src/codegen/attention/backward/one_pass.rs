@@ -6,7 +6,7 @@ use tilewright_plan::Program;
 use crate::codegen::region::Site;
 use crate::codegen::tiles::OnePassNeeds;
 
-use super::gains::Gain;
+use super::gains::{Gain, Per};
 use super::*;
 
 const PANELS: &str = include_str!("../../../engines/attention/panels.cuh");
@@ -16,6 +16,7 @@ const ONE_PASS: &str = include_str!("../../../engines/attention/backward_hopper.
 const ROWS: &str = include_str!("../../../engines/attention/rows_hopper.cuh");
 const STORE_PAIRS: &str = include_str!("../../../engines/attention/store_pairs.cuh");
 const STORE_QUERIES: &str = include_str!("../../../engines/attention/store_queries.cuh");
+const QUERY_GAINS: &str = include_str!("../../../engines/attention/query_gains.cuh");
 
 /// Keys of a block, as in `turns_hopper.cuh`.
 const KEYS: usize = 128;
@@ -26,7 +27,7 @@ enum Term {
     Key,
     Row,
     Head,
-    /// By head, where it is one of the gain's.
+    /// By head, or by query, where it is one of the gain's.
     Gain,
     Difference,
     Sum,
@@ -46,6 +47,11 @@ impl OnePass<'_> {
     /// Rows of scores of a head, padded to whole tiles.
     pub fn rows(&self, queries: usize) -> usize {
         queries.next_multiple_of(self.tiles.columns)
+    }
+
+    /// Whether there is a gain of each query.
+    fn by_rows(&self) -> bool {
+        self.gain.as_ref().is_some_and(|gain| gain.per == Per::Row)
     }
 
     fn count(&self, term: Term) -> usize {
@@ -94,12 +100,17 @@ pub(super) fn tiles<'a>(
     let mut gains = Vec::new();
     let mut candidates: Vec<_> = by_keys.iter().map(|reduction| (Term::Key, *reduction)).collect();
     for &(class, reduction) in by_queries.iter() {
-        match term(class) {
-            Some(Term::Head) if gain.as_mut().is_some_and(|gain| gain.take(backward, reduction)) => {
-                gains.push((Term::Gain, reduction));
-            }
-            Some(term) => candidates.push((term, reduction)),
-            None => {}
+        let Some(term) = term(class) else { continue };
+        let per = match term {
+            Term::Head => Some(Per::Head),
+            Term::Row => Some(Per::Row),
+            Term::Key | Term::Gain | Term::Difference | Term::Sum | Term::Pair => None,
+        };
+        let mut of_term = gain.as_mut().filter(|gain| Some(gain.per) == per);
+        if of_term.as_mut().is_some_and(|gain| gain.take(backward, reduction)) {
+            gains.push((Term::Gain, reduction));
+        } else {
+            candidates.push((term, reduction));
         }
     }
     // Heads that share elements wait for one another at each tile, so that all must have the same tiles.
@@ -126,6 +137,7 @@ pub(super) fn tiles<'a>(
             heads: of(Term::Head),
             diagonals: of(Term::Difference) + of(Term::Sum),
             pairs: of(Term::Pair),
+            row_gains: gain.as_ref().is_some_and(|gain| gain.per == Per::Row),
         };
         let tiles = tiles::one_pass_tiles(needs, target.shared_bytes)?;
         terms.extend(&gains);
@@ -150,7 +162,8 @@ impl Gradient<'_, '_> {
         let query_tiles = queries.div_ceil(tiles.columns);
         let key_tiles = keys.div_ceil(KEYS);
         let log2_sum_exp = self.lowering.scratch(4 * slices * self.delta_rows);
-        self.rows(tiles.columns, log2_sum_exp);
+        let row_gains = self.lowering.scratch(if pass.by_rows() { 4 * slices * self.delta_rows } else { 0 });
+        self.rows(pass, log2_sum_exp, row_gains);
 
         let turns = self.lowering.scratch(4 * (1 + slices * query_tiles));
         self.lowering.zero(turns, 4 * (1 + slices * query_tiles));
@@ -159,6 +172,7 @@ impl Gradient<'_, '_> {
         let size = |term| match term {
             Term::Key => slices * keys,
             Term::Row => key_tiles * slices * queries,
+            Term::Gain if pass.by_rows() => slices * queries,
             Term::Head | Term::Gain => slices * key_tiles,
             Term::Difference | Term::Sum => slices * key_tiles * line,
             Term::Pair => 0,
@@ -174,7 +188,8 @@ impl Gradient<'_, '_> {
         };
         let key_sums = place(&[Term::Key]);
         let row_sums = place(&[Term::Row]);
-        let head_sums = place(&[Term::Head, Term::Gain]);
+        let head_sums = place(&[Term::Head]);
+        let gain_sums = place(&[Term::Gain]);
         let diagonals = place(&[Term::Difference, Term::Sum]);
 
         let apart = pass.apart;
@@ -198,6 +213,8 @@ impl Gradient<'_, '_> {
             ("key_sums", key_sums),
             ("row_sums", row_sums),
             ("head_sums", head_sums),
+            ("gain_sums", gain_sums),
+            ("row_gains", row_gains),
             ("diagonals", diagonals),
             ("pair_sums", pair_sums),
         ] {
@@ -221,6 +238,8 @@ impl Gradient<'_, '_> {
             indices::read(joint, &wanted.map(|result| joint.results[result]).collect::<Vec<_>>(), 4)
         });
         constants += &constant("bool", "GAINED", pass.gain.is_some());
+        constants += &constant("bool", "ROW_GAINS", pass.by_rows());
+        constants += &constant("bool", "SCORE_IS_GAIN", pass.gain.as_ref().is_some_and(|gain| gain.alone));
         constants += &constant("bool", "AGAIN", again);
         constants += &apart_constants(apart);
         for (name, value) in [
@@ -257,6 +276,9 @@ impl Gradient<'_, '_> {
             arguments: parameters.arguments,
         });
         self.store_queries(pass, turns, query_sums);
+        if pass.by_rows() && pass.count(Term::Gain) > 0 {
+            self.query_gains(pass, turns, query_sums, gain_sums);
+        }
 
         if let (Some(apart), Some((Term::Pair, reduction))) = (apart, pass.terms.last()) {
             self.store_pairs(tiles, (apart, pair_tiles), reduction, (pair_turns, pair_sums), totals);
@@ -268,9 +290,9 @@ impl Gradient<'_, '_> {
                 Term::Key => (key_sums, number),
                 Term::Row => (row_sums, number),
                 Term::Head => (head_sums, number),
-                // Of two that lie in one array, these come second.
-                Term::Gain => (head_sums, pass.count(Term::Head) + number),
+                Term::Gain => (gain_sums, number),
                 Term::Difference => (diagonals, number),
+                // Of two that lie in one array, these come second.
                 Term::Sum => (diagonals, pass.count(Term::Difference) + number),
                 Term::Pair => continue,
             };
@@ -279,6 +301,7 @@ impl Gradient<'_, '_> {
             let order = match term {
                 Term::Key => Order::row(keys),
                 Term::Row => Order::rows_of_tiles(queries, slices, key_tiles),
+                Term::Gain if pass.by_rows() => Order::row(queries),
                 Term::Head | Term::Gain => Order::head(key_tiles),
                 Term::Difference => {
                     let base = (KEYS as i64 - keys as i64, -(KEYS as i64));
@@ -305,7 +328,7 @@ impl Gradient<'_, '_> {
     }
 
     /// What belongs to the rows of scores.
-    fn rows(&mut self, columns: usize, log2_sum_exp: usize) {
+    fn rows(&mut self, pass: &OnePass, log2_sum_exp: usize, row_gains: usize) {
         let attention = &self.backward.attention;
         let AttentionShape { batch, heads, queries, value_size, .. } = attention.shape;
         let mut parameters = Parameters::default();
@@ -321,9 +344,14 @@ impl Gradient<'_, '_> {
         parameters.scratch("float", "log2_sum_exp", log2_sum_exp);
         let text = format!("typedef {} Element;\n", element(attention.dtype))
             + &constant("int", "VALUE_SIZE", value_size)
-            + &constant("int", "COLUMNS", columns)
+            + &constant("int", "COLUMNS", pass.tiles.columns)
+            + &constant("bool", "ROW_GAINS", pass.by_rows())
             + &constant("bool", "OUTPUT_VECTOR", vectors(&self.backward.output, value_size, DType::F32))
             + &constant("bool", "LOG_SUM_EXP_COTANGENT", cotangent.is_some());
+        parameters.scratch("float", "row_gains", row_gains);
+        parameters.tables(&attention.tables);
+        // The forward has reported what may fail.
+        let (text, _) = self.gain(pass, text, &mut parameters);
         let lanes = match value_size {
             0..=32 => 8,
             33..=64 => 16,
@@ -379,11 +407,10 @@ impl Gradient<'_, '_> {
         });
     }
 
-    fn store_queries(&mut self, pass: &OnePass, turns: usize, query_sums: usize) {
-        let tiles = &pass.tiles;
+    /// The parameters and constants of what reads the queries' sums.
+    fn of_query_sums(&self, pass: &OnePass, turns: usize, query_sums: usize) -> (Parameters, String) {
         let attention = &self.backward.attention;
         let AttentionShape { batch, heads, queries, head_size, .. } = attention.shape;
-        let Some(view) = &self.backward.query_cotangent else { return };
         let mut parameters = Parameters::default();
         for (name, value) in [("batch", batch), ("heads", heads), ("queries", queries)] {
             parameters.integer(name, value as i64);
@@ -391,13 +418,24 @@ impl Gradient<'_, '_> {
         parameters.field("double scale", Argument::Float(attention.scale));
         parameters.scratch("const int", "turns", turns);
         parameters.scratch("const float", "query_sums", query_sums);
-        parameters.view("query_cotangent", view, attention.dtype, true);
+        parameters.tables(&attention.tables);
         let mut text = format!("typedef {} Element;\n", element(attention.dtype));
-        for (name, value) in [("COLUMNS", tiles.columns), ("HEAD", tiles.head), ("HEAD_SIZE", head_size)] {
+        for (name, value) in
+            [("COLUMNS", pass.tiles.columns), ("HEAD", pass.tiles.head), ("HEAD_SIZE", head_size)]
+        {
             text += &constant("int", name, value);
         }
-        text += &constant("bool", "GAINED", pass.gain.is_some());
-        parameters.tables(&attention.tables);
+        (parameters, text)
+    }
+
+    fn store_queries(&mut self, pass: &OnePass, turns: usize, query_sums: usize) {
+        let tiles = &pass.tiles;
+        let attention = &self.backward.attention;
+        let AttentionShape { batch, heads, queries, .. } = attention.shape;
+        let Some(view) = &self.backward.query_cotangent else { return };
+        let (mut parameters, text) = self.of_query_sums(pass, turns, query_sums);
+        parameters.view("query_cotangent", view, attention.dtype, true);
+        let text = text + &constant("bool", "GAINED", pass.gain.is_some());
         // The pass has reported what may fail.
         let (text, _) = self.gain(pass, text, &mut parameters);
         let comment = "rounds the queries' cotangents.";
@@ -407,6 +445,26 @@ impl Gradient<'_, '_> {
             source,
             blocks: fours.div_ceil(256),
             threads: 256,
+            shared_bytes: 0,
+            arguments: parameters.arguments,
+        });
+    }
+
+    /// The terms of what gains of queries are learned by.
+    fn query_gains(&mut self, pass: &OnePass, turns: usize, query_sums: usize, gain_sums: usize) {
+        let attention = &self.backward.attention;
+        let AttentionShape { batch, heads, queries, .. } = attention.shape;
+        let (mut parameters, text) = self.of_query_sums(pass, turns, query_sums);
+        parameters.view("query", &attention.query, attention.dtype, false);
+        parameters.scratch("float", "gain_sums", gain_sums);
+        let text = text + &constant("int", "GAINS", pass.count(Term::Gain));
+        let (text, _) = self.gain(pass, text, &mut parameters);
+        let comment = "the terms of arrays that gains of queries are learned by.";
+        let source = Source::new("query_gains", comment, &parameters, &text, &[QUERY_GAINS]);
+        self.lowering.launch(Launch {
+            source,
+            blocks: batch * heads * queries.div_ceil(pass.tiles.columns),
+            threads: 128,
             shared_bytes: 0,
             arguments: parameters.arguments,
         });
