@@ -37,6 +37,11 @@ impl<'a> Arrays<'a> {
         buffer
     }
 
+    /// Gives a base a place within another's buffer.
+    pub fn give_within(&mut self, base: Value, buffer: BufferId, layout: Layout) {
+        self.homes[base.index()] = Some(Home { buffer, strided: Some(layout) });
+    }
+
     /// A further buffer for a base's data is not needed: this is the one that it has.
     pub fn home(&self, base: Value) -> Option<BufferId> {
         self.homes[base.index()].as_ref().map(|home| home.buffer)

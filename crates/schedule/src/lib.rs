@@ -17,6 +17,7 @@ mod fuse;
 mod lower;
 mod normalise;
 mod operand;
+mod parts;
 pub(crate) mod region;
 mod scan;
 mod simplify;

@@ -8,7 +8,7 @@ use crate::access::{Affine, Valid};
 use crate::arrays::{Arrays, reach};
 use crate::fuse::{Fusion, Step, fuse};
 use crate::normalise::normalise;
-use crate::{Operand, attention, buffers, contraction, emit, scan};
+use crate::{Operand, attention, buffers, contraction, emit, parts, scan};
 
 /// How an input lies in the bytes that it is given in.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -40,15 +40,22 @@ pub fn lower(graph: &Graph, inputs: &[Layout]) -> Result<Plan> {
     for (number, &result) in normal.graph.results().iter().enumerate() {
         arrays.give(result, arrays.ty(result).elements(), Place::Output(number), None);
     }
+    let parts = parts::of(&normal);
     for node in normal.graph.nodes() {
         for &value in &node.results {
-            if stored[value.index()] && arrays.home(value).is_none() {
+            let own = !parts.contains_key(&value);
+            if stored[value.index()] && arrays.home(value).is_none() && own {
                 let place = match &node.op {
                     Op::Constant(literal) => Place::Constant(literal.clone()),
                     _ => Place::Arena(0),
                 };
                 arrays.give(value, arrays.ty(value).elements(), place, None);
             }
+        }
+    }
+    for (&part, (whole, layout)) in &parts {
+        if let (true, Some(buffer)) = (stored[part.index()], arrays.home(*whole)) {
+            arrays.give_within(part, buffer, layout.clone());
         }
     }
     let mut block_maps = attention::BlockMaps::default();
@@ -146,12 +153,14 @@ fn scatter(
     }
 }
 
-/// One copy per operand, each to its part of the result.
+/// One copy per operand, each to its part of the result, but for what is made there.
 fn concatenate(arrays: &Arrays, axis: usize, operands: &[Value], result: Value) -> Vec<Kernel> {
     let mut part = arrays.view(result);
     let mut kernels = Vec::new();
     for &operand in operands {
-        kernels.push(copy(arrays, operand, arrays.shape(operand), part.clone()));
+        if arrays.home(arrays.accesses[operand.index()].base) != Some(part.buffer) {
+            kernels.push(copy(arrays, operand, arrays.shape(operand), part.clone()));
+        }
         part.offset += part.strides[axis] * arrays.shape(operand)[axis] as isize;
     }
     kernels

@@ -295,3 +295,22 @@ fn long_chains_compile() {
     let plan = plan(&graph);
     assert!(plan.kernels.len() < 2_000, "{}", plan.kernels.len());
 }
+
+/// The cotangents of an array's parts are stored where they lie in it, by the scan that makes them.
+#[test]
+fn the_gradient_of_parts_takes_no_copies() {
+    let graph = gradient(
+        "graph(%x: f32[4, 64, 6]) -> (%y) {
+  %k: f32[4, 64, 3] = slice %x start=[0, 0, 0] limit=[4, 64, 3] step=[1, 1, 1]
+  %b: f32[4, 64, 3] = slice %x start=[0, 0, 3] limit=[4, 64, 6] step=[1, 1, 1]
+  %a = tanh %k
+  %p, %y = associative_scan %a, %b leaves=2 axis=1 reverse=false combine(%l: f32[4, 3], %m: f32[4, 3], %r: f32[4, 3], %s: f32[4, 3]) -> (%o, %n) {
+    %o = mul %l, %r
+    %t = mul %r, %m
+    %n = add %t, %s
+  }
+}",
+    );
+    // The tangent is computed once, for both scans.
+    expect(&graph, 1, 2);
+}

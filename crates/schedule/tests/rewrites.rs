@@ -88,3 +88,40 @@ fn a_product_read_the_other_way_is_turned() {
     let simplified = check(text, &[&numbers(24), &numbers(30)]);
     assert!(!has(&simplified, |op| matches!(op, Op::Transpose { .. })), "{simplified}");
 }
+
+#[test]
+fn a_sum_of_parts_is_put_together() {
+    let text = "graph(%a: f32[2, 3], %b: f32[2, 1], %c: f32[2, 2]) -> (%y) {
+  %z: f32[] = constant 0
+  %pa: f32[2, 6] = pad %a, %z low=[0, 0] high=[0, 3] interior=[0, 0]
+  %pb: f32[2, 6] = pad %b, %z low=[0, 5] high=[0, 0] interior=[0, 0]
+  %pc: f32[2, 6] = pad %c, %z low=[0, 3] high=[0, 1] interior=[0, 0]
+  %ab = add %pa, %pb
+  %s = add %ab, %pc
+  %y = cast %s to=bf16
+}";
+    let numbers = |count: usize| (1..=count).map(|i| i as f64 / 3.0).collect::<Vec<_>>();
+    let simplified = check(text, &[&numbers(6), &numbers(2), &numbers(4)]);
+    assert!(!has(&simplified, |op| matches!(op, Op::Pad { .. } | Op::Binary(_))), "{simplified}");
+    let last = simplified.nodes().last().expect("a node");
+    assert!(matches!(last.op, Op::Concatenate { axis: 1 }), "{simplified}");
+}
+
+/// What has a gap, an overlap or another filling stays a sum.
+#[test]
+fn a_sum_that_is_no_whole_of_parts_stays() {
+    for (fill, low, high) in [(0, 2, 2), (0, 4, 0), (1, 3, 1)] {
+        let text = format!(
+            "graph(%a: f32[2, 3], %b: f32[2, 2]) -> (%y) {{
+  %z: f32[] = constant 0
+  %f: f32[] = constant {fill}
+  %pa: f32[2, 6] = pad %a, %z low=[0, 0] high=[0, 3] interior=[0, 0]
+  %pb: f32[2, 6] = pad %b, %f low=[0, {low}] high=[0, {high}] interior=[0, 0]
+  %y = add %pa, %pb
+}}"
+        );
+        let numbers = |count: usize| (1..=count).map(|i| i as f64 / 3.0).collect::<Vec<_>>();
+        let simplified = check(&text, &[&numbers(6), &numbers(4)]);
+        assert!(has(&simplified, |op| matches!(op, Op::Pad { .. })), "{simplified}");
+    }
+}

@@ -39,10 +39,12 @@ fn absorb_reader(kernels: &mut Vec<Kernel>, buffers: &[Buffer]) -> bool {
         for at in scan_at + 1..kernels.len() {
             let Some(merged) = elementwise(&kernels[at]).and_then(|nest| after(scan, nest)) else { continue };
             let between = &kernels[scan_at + 1..at];
-            let early = !meet(between, Kernel::writes, kernels[at].reads());
-            let late = !meet(between, Kernel::reads, kernels[scan_at].writes());
-            let written_before = meet(&kernels[..at], Kernel::writes, kernels[at].writes());
-            if written_before || !(early || late) {
+            // What is written in parts may not be written in another order: a part may lie over another.
+            let early = !meet(between, Kernel::writes, kernels[at].reads())
+                && !meet(between, Kernel::writes, kernels[at].writes());
+            let late = !meet(between, Kernel::reads, kernels[scan_at].writes())
+                && !meet(between, Kernel::writes, kernels[scan_at].writes());
+            if !(early || late) {
                 continue;
             }
             kernels[if early { scan_at } else { at }] = Kernel::Scan(merged);

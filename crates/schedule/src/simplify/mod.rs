@@ -2,7 +2,7 @@
 //!
 //! The passes are functions from graph to graph, each linear in its size. None trades accuracy: a rewrite
 //! gives the same bits for every input, NaN, infinities and the sign of zero included, but where it
-//! saves a rounding.
+//! saves a rounding or the addition of a zero.
 
 mod algebra;
 mod common;
@@ -10,6 +10,7 @@ mod constants;
 mod dead;
 mod indexing;
 mod order;
+mod parts;
 mod products;
 mod views;
 
@@ -20,13 +21,14 @@ use tilewright_ir::{Graph, Node, Op, Result, Value};
 /// A pass, and whether it has anything to do in a graph: of a long program each copy is felt.
 type Pass = (fn(&Graph) -> bool, fn(&Graph) -> Result<Graph>);
 
-const PASSES: [Pass; 11] = [
+const PASSES: [Pass; 12] = [
     (has_regions, regions),
     (dead::is_any, dead::eliminate),
     (views::is_any, views::compose),
     (always, constants::fold),
     (always, algebra::simplify),
     (indexing::is_any, indexing::simplify),
+    (parts::is_any, parts::join),
     (views::is_any, views::compose),
     (products::is_any, products::turn),
     (always, common::share),
