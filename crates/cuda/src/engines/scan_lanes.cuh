@@ -1,15 +1,21 @@
-// Scans whose rows lie next to each other: a lane takes a row, and the warps of a block take runs of its steps, WARPS
-// of them a tile. A block does its 32 rows, tile after tile; or, where rows are few and long, one tile of them, and
-// looks back at what the tiles before have told.
+// Scans whose rows lie next to each other: a lane takes a row, and warps take runs of its steps, a tile of them. A block
+// does its rows, tile after tile; or, where rows are few and long, one tile of them, and looks back at what the tiles before
+// have told. A block has as many rows as a warp has lanes; or half as many, and each half of a warp a run of its own, where
+// else blocks were too few to be shared out evenly.
 
-constexpr int TILE = WARPS * RUN;
+constexpr int RUNS = WARPS * 32 / LANES, TILE = RUNS * RUN;
+static_assert(LANES == 32 || LANES == 16 && !CHAINED, "who looks back has a row for each lane");
+
+// Which of the block's rows, and which run of it, is this thread's.
+DEVICE int row_index() { return thread_index() % LANES; }
+DEVICE int run_index() { return thread_index() / LANES; }
 
 // Whether a tile is read while the one before is worked on: it takes as many registers again.
 constexpr bool AHEAD = STATE <= 8;
 
 struct Shared {
-    State totals[2][WARPS][32];  // of each warp's run; of this tile and the one before
-    State parts[3][32];
+    State totals[2][RUNS][LANES];  // of each run; of this tile and the one before
+    State parts[3][LANES];
     unsigned ticket;
 };
 
@@ -21,7 +27,7 @@ struct Tile {
 
     // Asks for what the tile's elements and results are made of; nothing is waited for.
     DEVICE void load(const Parameters& p, const Row& row, Step first) {
-        Step step = first + warp_index() * RUN, begin = REVERSE ? (Step)p.length - RUN - step : step;
+        Step step = first + run_index() * RUN, begin = REVERSE ? (Step)p.length - RUN - step : step;
         whole = ballot(step + RUN <= (Step)p.length && all_there(row, begin, begin + RUN)) == ~0u;
         if (whole) load_run_of<true>(p, row, step);
         else load_run_of<false>(p, row, step);
@@ -49,19 +55,19 @@ struct Tile {
     }
 
     // Folds the run, and tells the other warps; gives what the whole tile comes to.
-    DEVICE State fold(const Parameters& p, const Row& row, Step first, State (&totals)[WARPS][32], Prefix& before,
+    DEVICE State fold(const Parameters& p, const Row& row, Step first, State (&totals)[RUNS][LANES], Prefix& before,
                       Fault& fault) {
-        Step step = first + warp_index() * RUN;
+        Step step = first + run_index() * RUN;
         if (whole) fold_run<true>(p, row, step, fault);
         else fold_run<false>(p, row, step, fault);
-        if constexpr (WARPS == 1) return run[RUN - 1];
-        totals[warp_index()][lane_index()] = run[RUN - 1];
+        if constexpr (RUNS == 1) return run[RUN - 1];
+        totals[run_index()][row_index()] = run[RUN - 1];
         sync_threads();
         Prefix all;
 #pragma unroll
-        for (int w = 0; w < WARPS; ++w) {
-            if (w == warp_index()) before = all;
-            append(all, totals[w][lane_index()], p, row, first + w * RUN < (Step)p.length, fault);
+        for (int i = 0; i < RUNS; ++i) {
+            if (i == run_index()) before = all;
+            append(all, totals[i][row_index()], p, row, first + i * RUN < (Step)p.length, fault);
         }
         return all.state;
     }
@@ -79,7 +85,7 @@ struct Tile {
 
     DEVICE void store(const Parameters& p, const Row& row, Step first, const Prefix& carry, const Prefix& before,
                       bool there, Fault& fault) {
-        Step step = first + warp_index() * RUN;
+        Step step = first + run_index() * RUN;
         if (!there || step >= (Step)p.length) return;
         Prefix prefix = carry;
         if (before.any) append(prefix, before.state, p, row, true, fault);
@@ -107,7 +113,7 @@ DEVICE void tell(const Told& told, long long slot, const State& state) {
     if (lane_index() == 0) raise_flag(told.flags + slot);
 }
 
-KERNEL void __launch_bounds__(32 * WARPS, 1) scan(const __grid_constant__ Parameters p) {
+KERNEL void __launch_bounds__(32 * WARPS, LANES == 16 ? 3 : 1) scan(const __grid_constant__ Parameters p) {
     Shared& shared = *(Shared*)shared_memory();
     Fault fault;
     Tile tile;
@@ -155,8 +161,8 @@ KERNEL void __launch_bounds__(32 * WARPS, 1) scan(const __grid_constant__ Parame
         }
         tile.store(p, row, first, prefix, before, there, fault);
     } else {
-        for (long long team = block_index(); 32 * team < p.rows; team += block_count()) {
-            long long row_number = 32 * team + lane_index();
+        for (long long team = block_index(); LANES * team < p.rows; team += block_count()) {
+            long long row_number = LANES * team + row_index();
             bool there = row_number < p.rows;
             Row row = row_of(p, min_of(row_number, p.rows - 1));
             Prefix carry;
@@ -174,7 +180,7 @@ KERNEL void __launch_bounds__(32 * WARPS, 1) scan(const __grid_constant__ Parame
                 turn = 1 - turn;
             }
             // The next rows begin with the first totals again.
-            if constexpr (WARPS > 1) sync_threads();
+            if constexpr (RUNS > 1) sync_threads();
         }
     }
     report(fault, p.fault, p.first_site);

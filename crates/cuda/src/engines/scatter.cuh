@@ -24,8 +24,22 @@ struct Shared {
     unsigned char row[LIST];
 };
 
-// Adds the updates of some lanes, in the lanes' order; several are read before the first is added.
-DEVICE void add_updates(const Parameters& p, Sum (&sums)[LANE_COLUMNS], unsigned lanes, long long mine, long long first) {
+// The columns of a lane: where each lies in an update. A column that there is not is read as the last one.
+struct Columns {
+    long long first, places[LANE_COLUMNS];
+
+    DEVICE static Columns of(const Parameters& p, long long first) {
+        Columns columns = {first};
+#pragma unroll
+        for (int j = 0; j < LANE_COLUMNS; ++j) columns.places[j] = column_place(p, min_of(first + 32 * j, p.columns - 1));
+        return columns;
+    }
+};
+
+// Adds the updates of some lanes, in the lanes' order. Several are read before the first is added, without a condition,
+// which would have the compiler wait for one read after the other: where none is left, the last is read again.
+DEVICE void add_updates(const Parameters& p, Sum (&sums)[LANE_COLUMNS], unsigned lanes, long long mine,
+                        const Columns& columns) {
     if (lanes == 0) return;
     long long start = update_place(p, mine);
     while (lanes != 0) {
@@ -33,21 +47,17 @@ DEVICE void add_updates(const Parameters& p, Sum (&sums)[LANE_COLUMNS], unsigned
         unsigned left = lanes;
 #pragma unroll
         for (int i = 0; i < AT_ONCE; ++i) {
-            int lane = left != 0 ? count_bits((left & -left) - 1) : 0;
-            long long from = shuffle(start, lane);
+            const Word* from = p.updates + shuffle(start, count_bits((left & -left) - 1));
 #pragma unroll
-            for (int j = 0; j < LANE_COLUMNS; ++j) {
-                long long column = first + 32 * j;
-                if (left != 0 && column < p.columns) values[i][j] = p.updates[from + column_place(p, column)];
-            }
-            left &= left - 1;
+            for (int j = 0; j < LANE_COLUMNS; ++j) values[i][j] = from[columns.places[j]];
+            unsigned others = left & (left - 1);
+            if (others != 0) left = others;
         }
 #pragma unroll
         for (int i = 0; i < AT_ONCE; ++i) {
+            if (lanes == 0) break;
 #pragma unroll
-            for (int j = 0; j < LANE_COLUMNS; ++j) {
-                if (lanes != 0 && first + 32 * j < p.columns) sums[j] += value_of(values[i][j]);
-            }
+            for (int j = 0; j < LANE_COLUMNS; ++j) sums[j] += value_of(values[i][j]);
             lanes &= lanes - 1;
         }
     }
@@ -96,6 +106,7 @@ KERNEL void __launch_bounds__(THREADS) scatter_add(const __grid_constant__ Param
         sync_threads();
     }
     sync_threads();
+    const Columns columns = Columns::of(p, first_column);
     for (int i = warp_index(); i < ROWS; i += WARPS) {
         long long row = first_row + i;
         if (row >= p.rows) break;
@@ -105,13 +116,13 @@ KERNEL void __launch_bounds__(THREADS) scatter_add(const __grid_constant__ Param
                 int mine = base + lane_index();
                 unsigned hits = ballot(mine < total && shared.row[min_of(mine, LIST - 1)] == i);
                 long long update = begin + (mine < total ? shared.update[mine] : 0);
-                add_updates(p, sums, hits, update, first_column);
+                add_updates(p, sums, hits, update, columns);
             }
         } else {
             for (long long base = begin; base < end; base += 32) {
                 long long mine = base + lane_index();
                 unsigned hits = ballot(mine < end && p.targets[min_of(mine, end - 1)] == row);
-                add_updates(p, sums, hits, min_of(mine, end - 1), first_column);
+                add_updates(p, sums, hits, min_of(mine, end - 1), columns);
             }
         }
 #pragma unroll
@@ -157,11 +168,12 @@ KERNEL void __launch_bounds__(256) scatter_few(const __grid_constant__ Parameter
         if (ballot(mine < update && p.targets[min_of(mine, update)] == row) != 0) return;
     }
     for (long long first = lane_index(); first - lane_index() < p.columns; first += 32 * LANE_COLUMNS) {
+        const Columns columns = Columns::of(p, first);
         Sum sums[LANE_COLUMNS] = {};
         for (long long base = update; base < p.updates_count; base += 32) {
             long long mine = base + lane_index();
             unsigned hits = ballot(mine < p.updates_count && p.targets[min_of(mine, p.updates_count - 1)] == row);
-            add_updates(p, sums, hits, min_of(mine, p.updates_count - 1), first);
+            add_updates(p, sums, hits, min_of(mine, p.updates_count - 1), columns);
         }
 #pragma unroll
         for (int j = 0; j < LANE_COLUMNS; ++j) {

@@ -48,7 +48,7 @@ pub(super) fn lower(scan: &Scan, lowering: &mut Lowering) {
     parameters.integer("length", scan.length as i64);
     parameters.tables(&scan.tables);
     parameters.faults(lowering.program.sites.len());
-    let lanes = if shape.lanes { 32 } else { 1 };
+    let lanes = shape.team;
     let teams = rows.div_ceil(lanes);
     let tiles = scan.length.div_ceil(shape.tile());
     // The flags that are zero where nothing was told yet, and what is told; without a chain, nothing.
@@ -137,7 +137,7 @@ impl Engine {
         match self {
             Engine::Rows => 2 * entries * state,
             Engine::Tiles => (5 * entries + 2) * state + 128,
-            Engine::Lanes => (2 * shape.warps + 3) * 32 * state + 16,
+            Engine::Lanes => (64 * shape.warps + 3 * shape.team) * state + 16,
         }
     }
 }

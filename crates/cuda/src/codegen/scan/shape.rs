@@ -20,6 +20,8 @@ const ENOUGH_TILES: usize = 256;
 pub(super) struct Shape {
     /// Whether lanes run along rows' neighbours instead of along the scan.
     pub lanes: bool,
+    /// Rows of a block.
+    pub team: usize,
     pub warps: usize,
     pub rounds: usize,
     pub run: usize,
@@ -54,8 +56,13 @@ impl Shape {
         let tile = warps * run * if lanes { 1 } else { 32 * rounds };
         let enough = if lanes { MANY_ROWS / 4 } else { MANY_ROWS };
         let chained = warps > 1 && teams < enough && scan.length > 4 * tile;
-        let shape = Shape { lanes, warps, rounds, run, chained };
-        if chained && !lanes { shape.of_tiles(scan, words, rows) } else { shape }
+        let shape = Shape { lanes, team: if lanes { 32 } else { 1 }, warps, rounds, run, chained };
+        match (lanes, chained) {
+            (false, true) => shape.of_tiles(scan, words, rows),
+            // A block or two for each multiprocessor are shared out badly.
+            (true, false) if warps > 1 && teams < MANY_ROWS => Shape { team: 16, warps: warps / 2, ..shape },
+            _ => shape,
+        }
     }
 
     /// The rounds of a tile that is copied ahead: as many as its bytes and the registers of its threads allow, for the
@@ -70,7 +77,7 @@ impl Shape {
     }
 
     pub fn tile(&self) -> usize {
-        self.warps * self.run * if self.lanes { 1 } else { 32 * self.rounds }
+        32 * self.warps * self.run * self.rounds / if self.lanes { self.team } else { 1 }
     }
 }
 
