@@ -82,7 +82,7 @@ fn spread(normal: &Normal, part: Value, part_row: usize, row: usize) -> Option<V
         match extent {
             0 | 1 => Some(0),
             _ if step * extent <= part_row => Some(stride),
-            _ if part_row > 0 && step % part_row == 0 => Some((step / part_row * row) as isize),
+            _ if part_row > 0 && step.is_multiple_of(part_row) => Some((step / part_row * row) as isize),
             _ => None,
         }
     });

@@ -98,7 +98,7 @@ fn a_sum_of_parts_is_put_together() {
   %pc: f32[2, 6] = pad %c, %z low=[0, 3] high=[0, 1] interior=[0, 0]
   %ab = add %pa, %pb
   %s = add %ab, %pc
-  %y = cast %s to=bf16
+  %y: bf16[2, 6] = cast %s
 }";
     let numbers = |count: usize| (1..=count).map(|i| i as f64 / 3.0).collect::<Vec<_>>();
     let simplified = check(text, &[&numbers(6), &numbers(2), &numbers(4)]);
