@@ -39,7 +39,9 @@ def unfused(query: Tensor, key: Tensor, value: Tensor, score_mod: Function | Non
         scores = score_mod(scores, *points).to(working)
     if mask_mod is not None:
         scores = torch.where(mask_mod(*points), scores, -math.inf)
-    return torch.softmax(scores, -1).to(query.dtype) @ value
+    empty = (scores == -math.inf).all(-1, keepdim=True)
+    weights = torch.softmax(scores.masked_fill(empty, 0.0), -1).masked_fill(empty, 0.0)
+    return weights.to(query.dtype) @ value
 
 
 def run(
@@ -49,12 +51,17 @@ def run(
     shape: tuple[int, int, int, int] = (1, 2, LENGTH, SIZE),
     key_shape: tuple[int, int, int, int] | None = None,
     block: int | tuple[int, int] = 128,
+    value_size: int | None = None,
+    golden: Function | None = None,
 ) -> None:
-    """Output and gradients by their rule."""
+    """Output and gradients by their rule; ``golden`` is the score function for whole arrays where it is another."""
     generator = torch.Generator().manual_seed(0)
     key_shape = key_shape or shape
-    given = [torch.randn(s, generator=generator).to(dtype) for s in (shape, key_shape, key_shape)]
-    cotangent = torch.randn(shape, generator=generator).to(dtype)
+    value_size = value_size or shape[3]
+    shapes = (shape, key_shape, (*key_shape[:3], value_size))
+    given = [torch.randn(s, generator=generator).to(dtype) for s in shapes]
+    cotangent = torch.randn((*shape[:3], value_size), generator=generator).to(dtype)
+    whole = golden or score_mod
     mask = None
     if mask_mod is not None:
         mask = create_block_mask(mask_mod, None, None, shape[2], key_shape[2], device="cpu", BLOCK_SIZE=block)
@@ -64,11 +71,11 @@ def run(
         out = function(*leaves)
         return [out.detach(), *torch.autograd.grad(out, leaves, cotangent.to(kind))]
 
-    golden = evaluate(lambda q, k, v: unfused(q, k, v, score_mod, mask_mod), torch.float64)
-    theirs = evaluate(lambda q, k, v: unfused(q, k, v, score_mod, mask_mod), dtype)
+    exact = evaluate(lambda q, k, v: unfused(q, k, v, whole, mask_mod), torch.float64)
+    theirs = evaluate(lambda q, k, v: unfused(q, k, v, whole, mask_mod), dtype)
     gqa = shape[1] != key_shape[1]
     ours = evaluate(lambda q, k, v: flex_attention(q, k, v, score_mod, mask, enable_gqa=gqa), dtype)
-    for name, gold, plain, found in zip(("out", "query", "key", "value"), golden, theirs, ours):
+    for name, gold, plain, found in zip(("out", "query", "key", "value"), exact, theirs, ours):
         error = float((gold - found.double()).abs().mean())
         reference = float((gold - plain.double()).abs().mean())
         assert error <= FUDGE[dtype] * reference, f"{name}: {error:.3e}, reference {reference:.3e}"

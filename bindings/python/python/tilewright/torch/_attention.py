@@ -122,21 +122,22 @@ def flex_attention(
             f"block_mask: a BlockMask expected, {type(block_mask).__name__} found; make one of a mask function: "
             "create_block_mask(mask_mod, B, H, Q_LEN, KV_LEN)"
         )
-    kinds = ["f32"] * 3 if _converts(query.device.type) else [parse_kind(x.dtype) for x in (query, key, value)]
+    converts = _converts(query)
+    kinds = ["f32"] * 3 if converts else [parse_kind(x.dtype) for x in (query, key, value)]
     check_attention(query, key, value, kinds, enable_gqa)
     scale = 1.0 / math.sqrt(query.shape[-1]) if scale is None else float(scale)
     with_lse = return_lse or (return_aux is not None and return_aux.lse)
     with_max = return_aux is not None and return_aux.max_scores
-    query, key, value = _autocast(query, key, value)
+    if converts:
+        query, key, value = _autocast(query, key, value)
+    if block_mask is not None:
+        _check_mask(query, key, block_mask)
     lse: Tensor | None
     maximum: Tensor | None
     if torch.compiler.is_dynamo_compiling():
         out, lse, maximum = _compile.flex_attention(query, key, value, score_mod, block_mask, scale)
     else:
-        mask_mod = None
-        if block_mask is not None:
-            _check_mask(query, key, block_mask)
-            mask_mod = resolve(block_mask)
+        mask_mod = None if block_mask is None else resolve(block_mask)
         wanted = _program.attention_results(
             query.dtype, lse=with_lse, maximum=with_max, derivative=torch.is_grad_enabled()
         )
@@ -145,23 +146,24 @@ def flex_attention(
         lse = statistics[0] if with_lse else None
         maximum = statistics[-1] if with_max else None
     if return_aux is not None:
-        return out, AuxOutput(lse=lse if with_lse else None, max_scores=maximum if with_max else None)
+        # As for PyTorch, no gradient goes by way of the maximum.
+        maximum = maximum.detach() if with_max and maximum is not None else None
+        return out, AuxOutput(lse=lse if with_lse else None, max_scores=maximum)
     return (out, lse) if return_lse else out
 
 
 _uncompiled = _compile.uncompiled(flex_attention)
 
 
-def _converts(device: str) -> bool:
+def _converts(query: Tensor) -> bool:
     """Whether autocast is on; PyTorch raises where a device knows nothing of it."""
-    return device in ("cpu", "cuda") and torch.is_autocast_enabled(device)
+    return (query.is_cpu and torch.is_autocast_enabled("cpu")) or (query.is_cuda and torch.is_autocast_enabled("cuda"))
 
 
 def _autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
-    device = tensors[0].device.type
-    if not _converts(device) or tensors[0].dtype == torch.float64:
+    if tensors[0].dtype == torch.float64:
         return tensors
-    dtype = torch.get_autocast_dtype(device)
+    dtype = torch.get_autocast_dtype(tensors[0].device.type)
     return tuple(tensor.to(dtype) for tensor in tensors)
 
 
