@@ -182,7 +182,7 @@ pub(crate) fn broken(message: impl Into<String>) -> Error {
     Error::new(ErrorKind::Invariant { invariant: 0, message: message.into() })
 }
 
-/// A zeroed, aligned allocation of plain numbers that can fail.
+/// An aligned allocation of plain numbers that can fail.
 pub struct Aligned<T: Number> {
     allocation: *mut u8,
     /// The first multiple of its alignment in the allocation.
@@ -217,6 +217,25 @@ impl<T: Number> Aligned<T> {
     /// # Errors
     /// [`ErrorKind::OutOfMemory`].
     pub fn new(length: usize) -> Result<Aligned<T>> {
+        let (array, fresh) = Aligned::<T>::reused_or_fresh(length)?;
+        if !fresh {
+            // SAFETY: `length` numbers are this array's, and numbers may be zero bytes.
+            unsafe { array.data.write_bytes(0, length) };
+        }
+        Ok(array)
+    }
+
+    /// `length` numbers of which each is written before it is read: to clear them would take as long as the work of a
+    /// small call.
+    ///
+    /// # Errors
+    /// [`ErrorKind::OutOfMemory`].
+    pub fn scratch(length: usize) -> Result<Aligned<T>> {
+        Aligned::reused_or_fresh(length).map(|(array, _)| array)
+    }
+
+    /// `length` numbers, and whether they are fresh: zeros, rather than what is left of another array.
+    fn reused_or_fresh(length: usize) -> Result<(Aligned<T>, bool)> {
         let Some(layout) = Aligned::<T>::layout(length) else {
             return Err(out_of_memory(length.saturating_mul(size_of::<T>())));
         };
@@ -225,9 +244,7 @@ impl<T: Number> Aligned<T> {
         };
         if let Some(allocation) = kept::take(layout) {
             let data = place(allocation);
-            // SAFETY: `length` numbers of it are this array's, and numbers may be zero bytes.
-            unsafe { data.write_bytes(0, length * size_of::<T>()) };
-            return Ok(Aligned { allocation, data: data.cast(), length });
+            return Ok((Aligned { allocation, data: data.cast(), length }, false));
         }
         // SAFETY: the layout is not of size 0.
         let allocation = unsafe { std::alloc::alloc_zeroed(layout) };
@@ -238,7 +255,7 @@ impl<T: Number> Aligned<T> {
         if alignment::<T>(length) == HUGE {
             ask_for_huge_pages(data, length * size_of::<T>());
         }
-        Ok(Aligned { allocation, data: data.cast(), length })
+        Ok((Aligned { allocation, data: data.cast(), length }, true))
     }
 
     /// The first element, for code that shares the allocation out itself: no slice of it may be held where it

@@ -163,8 +163,8 @@ impl<S: Scalar, K> Scratch<S, K> {
         let stride = KEYS + width;
         let output_stride = shape.value_size.next_multiple_of(width);
         Ok(Scratch {
-            raw: Aligned::new(regions.function.as_ref().map_or(0, |_| QUERIES * stride))?,
-            scores: Aligned::new(QUERIES * stride)?,
+            raw: Aligned::scratch(regions.function.as_ref().map_or(0, |_| QUERIES * stride))?,
+            scores: Aligned::scratch(QUERIES * stride)?,
             stride,
             output: Aligned::new(QUERIES * output_stride)?,
             output_stride,
