@@ -6,7 +6,7 @@ Rows 1–3, 10–12 and 16–18 are in `test_errors.py`; 4, 5, 8, 13 and 15 in `
 - 21: a panic inside the engine while it holds a lock, since no argument makes it panic (Rust's tests throw one). What can
   occur is an exception of the user's own function while a lock of this package is held, which is tested here.
 - 22 and 23 on the CPU: the engine there keeps no file, which is tested here. For a GPU's kernels `crates/cuda` tests that
-  damaged files are made again; it warns of nothing, and does not look at who may write to the folder.
+  damaged files are told of and made again, and that what others may write to is told of and not used.
 - 24, a driver that is too old or a GPU that is not supported: `crates/cuda` refuses them; a machine has one or the other.
 """
 

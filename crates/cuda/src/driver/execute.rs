@@ -409,7 +409,7 @@ fn compile_all(device: &Device, program: &Program) -> Result<()> {
         let start = Instant::now();
         let text = source.text();
         let key = cache::Key { text: &text, version, architecture: &architecture, options: &OPTIONS };
-        let cubin = cache::get_or_compile(folder.as_deref(), &key, || {
+        let cubin = cache::get_or_compile(folder.as_deref(), &key, cache::warn, || {
             compiler::compile(&text, &architecture).map(|compiled| compiled.cubin)
         });
         if traced() {

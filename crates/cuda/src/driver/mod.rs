@@ -12,6 +12,7 @@ mod faults;
 mod graphs;
 mod library;
 mod memory;
+mod owner;
 
 pub use device::{Device, Event, Stream};
 pub use execute::{Executable, Times};
