@@ -30,25 +30,9 @@ impl Context {
     /// The error of the least i that failed among those that ran; once one failed, others may not run.
     /// Which it is does not depend on the number of threads: no i below a failed one is left out.
     pub fn parallel(&self, count: usize, task: impl Fn(usize) -> Result<()> + Sync) -> Result<()> {
-        if self.threads == 1 || count <= 1 {
-            return (0..count).try_for_each(task);
-        }
-        let first: Mutex<Option<(usize, Error)>> = Mutex::new(None);
-        (0..count).into_par_iter().with_max_len(1).for_each(|i| {
-            let lower_failed = |failed: &Option<(usize, Error)>| matches!(failed, Some((j, _)) if *j < i);
-            if lower_failed(&first.lock().unwrap_or_else(PoisonError::into_inner)) {
-                return;
-            }
-            if let Err(error) = task(i) {
-                let mut failed = first.lock().unwrap_or_else(PoisonError::into_inner);
-                if !lower_failed(&failed) {
-                    *failed = Some((i, error));
-                }
-            }
-        });
-        match first.into_inner().unwrap_or_else(PoisonError::into_inner) {
-            Some((_, error)) => Err(error),
-            None => Ok(()),
+        match self.threads == 1 || count <= 1 {
+            true => (0..count).try_for_each(task),
+            false => in_any_order(count, &task),
         }
     }
 
@@ -90,13 +74,40 @@ impl Context {
         match self.threads.min(count) {
             0 => {}
             1 => work(),
-            workers => rayon::scope(|scope| (0..workers).for_each(|_| scope.spawn(|_| work()))),
+            workers => on_threads(workers, &work),
         }
         match first.into_inner().unwrap_or_else(PoisonError::into_inner) {
             Some((_, error)) => Err(error),
             None => Ok(()),
         }
     }
+}
+
+/// Runs `task(i)` for each i in `0..count`, on all of rayon's threads. (No generic parameter, here and below: rayon's own
+/// functions, of which there are many, are then compiled once.)
+fn in_any_order(count: usize, task: &(dyn Fn(usize) -> Result<()> + Sync)) -> Result<()> {
+    let first: Mutex<Option<(usize, Error)>> = Mutex::new(None);
+    (0..count).into_par_iter().with_max_len(1).for_each(|i| {
+        let lower_failed = |failed: &Option<(usize, Error)>| matches!(failed, Some((j, _)) if *j < i);
+        if lower_failed(&first.lock().unwrap_or_else(PoisonError::into_inner)) {
+            return;
+        }
+        if let Err(error) = task(i) {
+            let mut failed = first.lock().unwrap_or_else(PoisonError::into_inner);
+            if !lower_failed(&failed) {
+                *failed = Some((i, error));
+            }
+        }
+    });
+    match first.into_inner().unwrap_or_else(PoisonError::into_inner) {
+        Some((_, error)) => Err(error),
+        None => Ok(()),
+    }
+}
+
+/// Runs `work` on so many of rayon's threads.
+fn on_threads(workers: usize, work: &(dyn Fn() + Sync)) {
+    rayon::scope(|scope| (0..workers).for_each(|_| scope.spawn(|_| work())));
 }
 
 #[cfg(test)]

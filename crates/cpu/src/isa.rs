@@ -176,7 +176,9 @@ pub(crate) fn prefetch(address: *const u8) {
     let _ = address;
 }
 
-/// Code to be compiled for each instruction set. `run` must be `#[inline(always)]`.
+/// Code to be compiled for each instruction set. `run` must be `#[inline(always)]`; the methods that inline it are the
+/// kernel's own, and not functions of this module, because the compiler then builds kernels of several modules side by
+/// side.
 pub trait Kernel {
     /// What it works on: pointers and sizes.
     type Arguments;
@@ -186,6 +188,48 @@ pub trait Kernel {
     /// # Safety
     /// As the implementation says: its pointers must be good for the sizes that come with them.
     unsafe fn run<M: Machine>(arguments: &Self::Arguments);
+
+    /// [`Kernel::run`] for [`Isa::Portable`].
+    ///
+    /// # Safety
+    /// As [`Kernel::run`], here and below; and the machine must have the features.
+    unsafe fn portable(arguments: &Self::Arguments) {
+        // SAFETY: the caller's promise.
+        unsafe { Self::run::<Plain>(arguments) }
+    }
+
+    /// [`Kernel::run`] for [`Isa::Avx2`].
+    ///
+    /// # Safety
+    /// As [`Kernel::portable`].
+    #[cfg(target_arch = "x86_64")]
+    #[target_feature(enable = "avx2,fma,f16c,bmi1,bmi2")]
+    unsafe fn avx2(arguments: &Self::Arguments) {
+        // SAFETY: the caller's promise.
+        unsafe { Self::run::<Fused>(arguments) }
+    }
+
+    /// [`Kernel::run`] for [`Isa::Avx512`].
+    ///
+    /// # Safety
+    /// As [`Kernel::portable`].
+    #[cfg(target_arch = "x86_64")]
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c,bmi1,bmi2")]
+    unsafe fn avx512(arguments: &Self::Arguments) {
+        // SAFETY: the caller's promise.
+        unsafe { Self::run::<Fused>(arguments) }
+    }
+
+    /// [`Kernel::run`] for [`Isa::Neon`].
+    ///
+    /// # Safety
+    /// As [`Kernel::portable`].
+    #[cfg(target_arch = "aarch64")]
+    #[target_feature(enable = "neon")]
+    unsafe fn neon(arguments: &Self::Arguments) {
+        // SAFETY: the caller's promise.
+        unsafe { Self::run::<Fused>(arguments) }
+    }
 }
 
 /// A kernel compiled for one instruction set. The caller vouches for the machine as for the arguments.
@@ -194,35 +238,54 @@ pub type Compiled<A> = unsafe fn(&A);
 /// The compiled form of `K` for `isa`.
 pub fn select<K: Kernel>(isa: Isa) -> Compiled<K::Arguments> {
     match isa {
-        Isa::Portable => portable::<K>,
+        Isa::Portable => K::portable,
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx2 => avx2::<K>,
+        Isa::Avx2 => K::avx2,
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx512 | Isa::Avx512Bf16 | Isa::Amx => avx512::<K>,
+        Isa::Avx512 | Isa::Avx512Bf16 | Isa::Amx => K::avx512,
         #[cfg(target_arch = "aarch64")]
-        Isa::Neon => neon::<K>,
+        Isa::Neon => K::neon,
     }
 }
 
-// SAFETY (each of the four): the caller keeps `Kernel::run`'s contract, and has the machine's features.
-unsafe fn portable<K: Kernel>(arguments: &K::Arguments) {
-    unsafe { K::run::<Plain>(arguments) }
+/// A choice among fewer sets than [`select`]'s, for kernels that have no use for all: every set is a copy to build.
+pub trait Level {
+    /// The compiled form of `K` for `isa`, which must be of this level.
+    fn select<K: Kernel>(isa: Isa) -> Compiled<K::Arguments>;
 }
 
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2,fma,f16c,bmi1,bmi2")]
-unsafe fn avx2<K: Kernel>(arguments: &K::Arguments) {
-    unsafe { K::run::<Fused>(arguments) }
+/// [`Isa::Portable`].
+pub struct Baseline;
+
+impl Level for Baseline {
+    fn select<K: Kernel>(_: Isa) -> Compiled<K::Arguments> {
+        K::portable
+    }
 }
 
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c,bmi1,bmi2")]
-unsafe fn avx512<K: Kernel>(arguments: &K::Arguments) {
-    unsafe { K::run::<Fused>(arguments) }
+/// The least of the better sets, which all of them contain.
+pub struct Better;
+
+impl Level for Better {
+    fn select<K: Kernel>(_: Isa) -> Compiled<K::Arguments> {
+        #[cfg(target_arch = "x86_64")]
+        return K::avx2;
+        #[cfg(target_arch = "aarch64")]
+        return K::neon;
+        #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+        K::portable
+    }
 }
 
-#[cfg(target_arch = "aarch64")]
-#[target_feature(enable = "neon")]
-unsafe fn neon<K: Kernel>(arguments: &K::Arguments) {
-    unsafe { K::run::<Fused>(arguments) }
+/// Every better set.
+pub struct Best;
+
+impl Level for Best {
+    fn select<K: Kernel>(isa: Isa) -> Compiled<K::Arguments> {
+        #[cfg(target_arch = "x86_64")]
+        if isa > Isa::Avx2 {
+            return K::avx512;
+        }
+        Better::select::<K>(isa)
+    }
 }

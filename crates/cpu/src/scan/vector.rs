@@ -13,7 +13,7 @@ use super::lanes::{Element, Lanes, Portable};
 use super::monoid::{Affine, Greatest, Least, Monoid, Pattern, Product, Sum};
 use super::row::{Row, RowArguments};
 use crate::Isa;
-use crate::isa::{Compiled, select};
+use crate::isa::{Baseline, Best, Better, Compiled, Level};
 
 #[cfg(target_arch = "x86_64")]
 use super::lanes::avx2::{F32x8 as WideF32, F64x4 as WideF64};
@@ -46,36 +46,41 @@ pub(super) fn choose(
     reverse: bool,
     visitor: impl Visitor,
 ) -> Result<()> {
-    let wide = isa != Isa::Portable;
-    match kind {
-        Kind::F32 if wide => with::<WideF32>(isa, pattern, reverse, visitor),
-        Kind::F32 => with::<Portable<f32, 8>>(isa, pattern, reverse, visitor),
-        Kind::F64 if wide => with::<WideF64>(isa, pattern, reverse, visitor),
-        Kind::F64 => with::<Portable<f64, 4>>(isa, pattern, reverse, visitor),
-        Kind::I32 => with::<Portable<i32, 8>>(isa, pattern, reverse, visitor),
-        Kind::I64 => with::<Portable<i64, 4>>(isa, pattern, reverse, visitor),
-        Kind::Bool => unreachable!("no pattern is recognised on truth values"),
+    match (kind, isa) {
+        (Kind::F32, Isa::Portable) => with::<Portable<f32, 8>, Baseline>(isa, pattern, reverse, visitor),
+        (Kind::F32, _) => with::<WideF32, Best>(isa, pattern, reverse, visitor),
+        (Kind::F64, Isa::Portable) => with::<Portable<f64, 4>, Baseline>(isa, pattern, reverse, visitor),
+        (Kind::F64, _) => with::<WideF64, Best>(isa, pattern, reverse, visitor),
+        (Kind::I32, Isa::Portable) => with::<Portable<i32, 8>, Baseline>(isa, pattern, reverse, visitor),
+        (Kind::I32, _) => with::<Portable<i32, 8>, Better>(isa, pattern, reverse, visitor),
+        (Kind::I64, Isa::Portable) => with::<Portable<i64, 4>, Baseline>(isa, pattern, reverse, visitor),
+        (Kind::I64, _) => with::<Portable<i64, 4>, Better>(isa, pattern, reverse, visitor),
+        (Kind::Bool, _) => unreachable!("no pattern is recognised on truth values"),
     }
 }
 
-fn with<L: Lanes>(isa: Isa, pattern: Pattern, reverse: bool, visitor: impl Visitor) -> Result<()> {
+fn with<L: Lanes, I: Level>(isa: Isa, pattern: Pattern, reverse: bool, visitor: impl Visitor) -> Result<()> {
     match pattern {
-        Pattern::Sum => visitor.visit(&vector::<L, Sum, 1>(isa, reverse, [0])),
-        Pattern::Product => visitor.visit(&vector::<L, Product, 1>(isa, reverse, [0])),
-        Pattern::Greatest => visitor.visit(&vector::<L, Greatest, 1>(isa, reverse, [0])),
-        Pattern::Least => visitor.visit(&vector::<L, Least, 1>(isa, reverse, [0])),
-        Pattern::Affine(a) => visitor.visit(&vector::<L, Affine, 2>(isa, reverse, [a, 1 - a])),
+        Pattern::Sum => visitor.visit(&vector::<L, I, Sum, 1>(isa, reverse, [0])),
+        Pattern::Product => visitor.visit(&vector::<L, I, Product, 1>(isa, reverse, [0])),
+        Pattern::Greatest => visitor.visit(&vector::<L, I, Greatest, 1>(isa, reverse, [0])),
+        Pattern::Least => visitor.visit(&vector::<L, I, Least, 1>(isa, reverse, [0])),
+        Pattern::Affine(a) => visitor.visit(&vector::<L, I, Affine, 2>(isa, reverse, [a, 1 - a])),
     }
 }
 
-fn vector<L: Lanes, M: Monoid<S>, const S: usize>(
+fn vector<L: Lanes, I: Level, M: Monoid<S>, const S: usize>(
     isa: Isa,
     reverse: bool,
     order: [usize; S],
 ) -> Vector<L::Element, S> {
     Vector {
-        row: if reverse { select::<Row<L, M, S, true>>(isa) } else { select::<Row<L, M, S, false>>(isa) },
-        lanes: select::<Column<L, M, S>>(isa),
+        row: if reverse {
+            I::select::<Row<L, M, S, true>>(isa)
+        } else {
+            I::select::<Row<L, M, S, false>>(isa)
+        },
+        lanes: I::select::<Column<L, M, S>>(isa),
         order,
         element: PhantomData,
     }
