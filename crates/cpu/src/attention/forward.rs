@@ -17,7 +17,7 @@ use tilewright_plan::attention::AttentionShape;
 use super::keys::Source;
 use super::operands::{column, key_place, matrix, panel_width};
 use super::pack::Strided;
-use super::product::{Target, WIDTH, width};
+use super::product::{Target, width};
 use super::regions::{Admitted, Pairs, Panel, Regions};
 use super::results::{Found, Results};
 use super::segments::{Segment, keys_of, pieces};
@@ -32,8 +32,6 @@ const QUERIES: usize = 64;
 const KEYS: usize = 128;
 /// Units that there should be, for threads to share.
 const UNITS: usize = 16;
-/// Vectors of partial sums of a row.
-const SUMS: usize = 2;
 /// Keys that a split has at least.
 const SPLIT: usize = 4 * KEYS;
 
@@ -147,7 +145,7 @@ struct Scratch<S: Scalar, K> {
     output_stride: usize,
     /// The greatest score of each row so far.
     maximum: [S; QUERIES],
-    /// `[QUERIES × 2 vectors]`: partial sums of each row's weights, and of these as values are multiplied by them.
+    /// The sum of each row's weights, a vector of partial sums.
     sums: Aligned<S>,
     /// `[QUERIES × KEYS]`: which pairs the mask admits.
     admitted: Aligned<u8>,
@@ -171,7 +169,7 @@ impl<S: Scalar, K> Scratch<S, K> {
             output: Aligned::new(QUERIES * output_stride)?,
             output_stride,
             maximum: [S::NEG_INFINITY; QUERIES],
-            sums: Aligned::new(QUERIES * SUMS * width / WIDTH)?,
+            sums: Aligned::new(QUERIES * width)?,
             admitted: Aligned::new(QUERIES * KEYS)?,
             source: source.scratch(QUERIES, stride)?,
             tile: tile::Scratch::new(),
@@ -249,7 +247,7 @@ impl<S: Dispatch, K: Source<S>> Unit<'_, S, K> {
                     mask.overwrite(row, &mut scores[skip..columns], S::NEG_INFINITY);
                 }
                 let output = &mut output[row * output_stride..][..output_stride];
-                let sums = &mut sums[row * SUMS * V::LANES..][..SUMS * V::LANES];
+                let sums = &mut sums[row * V::LANES..][..V::LANES];
                 let origin = relate::<V>(scores, &mut maximum[row], sums, output);
                 self.source.weigh::<V>(scores, (row, stride), origin, sums, source);
             }
@@ -269,14 +267,7 @@ impl<S: Dispatch, K: Source<S>> Unit<'_, S, K> {
             let output = &mut output[row * *output_stride..][..size];
             // SAFETY: a vector of partial sums; rows within the arrays and the unit's own.
             unsafe {
-                let sums = sums[row * SUMS * V::LANES..].as_ptr();
-                let sum = V::load(sums).sum();
-                if K::ROUNDS && sum != 0.0 {
-                    // So that the output is a mean of values whatever rounding did to the weights: where one key has
-                    // nearly all the weight, the gradient's difference of cotangents would show what is missing.
-                    let factor = sum / V::load(sums.add(V::LANES)).sum();
-                    output.iter_mut().for_each(|x| *x = S::from_f64(x.to_f64() * factor));
-                }
+                let sum = V::load(sums[row * V::LANES..].as_ptr()).sum();
                 match self.found {
                     None => self.results.store([self.batch, self.head, query], maximum[row], sum, output),
                     Some(found) => {
@@ -316,7 +307,8 @@ unsafe fn relate<V: Vector>(
         if greatest > *maximum {
             let factor = V::splat(*maximum).sub(V::splat(greatest)).exp();
             *maximum = greatest;
-            for lanes in sums.chunks_exact_mut(V::LANES).chain(output.chunks_exact_mut(V::LANES)) {
+            V::load(sums.as_ptr()).mul(factor).store(sums.as_mut_ptr());
+            for lanes in output.chunks_exact_mut(V::LANES) {
                 V::load(lanes.as_ptr()).mul(factor).store(lanes.as_mut_ptr());
             }
         }

@@ -18,9 +18,6 @@ pub(super) trait Source<S: Scalar>: Sync {
     /// What a unit keeps for it.
     type Scratch: Send;
 
-    /// Whether values are multiplied by weights of fewer bits. Then [`Source::weigh`] adds these up too.
-    const ROUNDS: bool = false;
-
     /// Runs `work` with the vectors that the products are made for.
     ///
     /// # Safety
@@ -53,8 +50,7 @@ pub(super) trait Source<S: Scalar>: Sync {
     );
 
     /// Turns the scores of a row, one of a panel whose rows lie `stride` apart, into weights relative to `origin`, for
-    /// [`Source::add_values`] to read, and adds them to a vector of partial sums; as they are multiplied, to another
-    /// behind it, where [`Source::ROUNDS`].
+    /// [`Source::add_values`] to read, and adds them to a vector of partial sums.
     ///
     /// # Safety
     /// The machine has the vectors; the row is whole panels wide.

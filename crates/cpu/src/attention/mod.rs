@@ -46,7 +46,7 @@ pub(crate) fn forward(kernel: &AttentionForward, memory: &Memory, context: &Cont
     }
     #[cfg(target_arch = "x86_64")]
     if kernel.attention.dtype == DType::BF16
-        && let Some(keys) = bf16::Keys::new(&operands, context)?
+        && let Some(keys) = bf16::Keys::new(&operands, kernel.unrounded.is_some(), context)?
     {
         return forward::forward(kernel, &keys, memory, context);
     }

@@ -42,8 +42,7 @@ impl Results {
     }
 }
 
-/// Evaluates attention and its gradient. `factor` rounds weights and the scores' cotangents where they are multiplied; the
-/// output remains a mean of values.
+/// Evaluates attention and its gradient.
 pub fn evaluate(
     shape: &AttentionShape,
     scale: f64,
@@ -51,7 +50,6 @@ pub fn evaluate(
     mask: &Mask,
     inputs: &Inputs,
     round: impl Fn(f64) -> f64,
-    factor: impl Fn(f64) -> f64,
 ) -> Results {
     let AttentionShape { batch, heads, key_batch, key_heads, queries, keys, head_size, value_size } = *shape;
     let mut results = Results {
@@ -99,24 +97,22 @@ pub fn evaluate(
                 results.log_sum_exp[row] =
                     if maximum == f64::INFINITY { maximum } else { round(maximum + round(sum.ln())) };
                 let output = &mut results.output[row * value_size..][..value_size];
-                let factors: Vec<f64> = weights.iter().map(|&w| factor(w)).collect();
-                let share = factors.iter().sum::<f64>() / weights.iter().sum::<f64>();
-                for (&k, w) in live.iter().zip(&factors) {
+                for (&k, w) in live.iter().zip(&weights) {
                     let value = &inputs.value[key_row(k) * value_size..][..value_size];
-                    output.iter_mut().zip(value).for_each(|(o, v)| *o = round(*o + round(w / share * v)));
+                    output.iter_mut().zip(value).for_each(|(o, v)| *o = round(*o + round(w * v)));
                 }
                 let cotangent = &inputs.output_cotangent[row * value_size..][..value_size];
                 let delta = round(dot(cotangent, output) - inputs.log_sum_exp_cotangent[row]);
-                for (((&k, &s), w), factor_of_value) in live.iter().zip(&raw).zip(&weights).zip(&factors) {
+                for ((&k, &s), w) in live.iter().zip(&raw).zip(&weights) {
                     let pair = Pair { b, h, q, k };
                     let place = key_row(k);
                     let value = &inputs.value[place * value_size..][..value_size];
                     let g = round(w * round(dot(cotangent, value) - delta));
                     let value_cotangent = &mut results.value[place * value_size..][..value_size];
                     for (dv, c) in value_cotangent.iter_mut().zip(cotangent) {
-                        *dv = round(*dv + round(factor_of_value * c));
+                        *dv = round(*dv + round(w * c));
                     }
-                    let ds = round(scale * factor(round(g * (function.slope)(pair, s, table))));
+                    let ds = round(scale * round(g * (function.slope)(pair, s, table)));
                     let key = &inputs.key[place * head_size..][..head_size];
                     let query_cotangent = &mut results.query[row * head_size..][..head_size];
                     query_cotangent.iter_mut().zip(key).for_each(|(dq, x)| *dq = round(*dq + round(ds * x)));

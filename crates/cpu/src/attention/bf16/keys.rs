@@ -24,12 +24,15 @@ pub(crate) struct Keys {
     /// What the queries are multiplied by, and the scores after the product: the scale is the queries' where that
     /// rounds nothing.
     factors: (f32, f32),
+    /// Whether weights are held in two parts. A gradient is told the output as it was before it was rounded, and would
+    /// see what is missing from it; an output in `bf16` shows nothing.
+    exact: bool,
 }
 
 impl Keys {
     /// Nothing where the machine has no products of `bf16`, and where values are not finite: products are over all
     /// pairs of a block, and 0 times such a number would show.
-    pub(crate) fn new(operands: &Operands, context: &Context) -> Result<Option<Keys>> {
+    pub(crate) fn new(operands: &Operands, exact: bool, context: &Context) -> Result<Option<Keys>> {
         let Some(by) = Multiplier::of(context.isa) else { return Ok(None) };
         let shape = operands.shape;
         let keyed = |size| [shape.key_batch, shape.key_heads, shape.keys, size];
@@ -40,7 +43,7 @@ impl Keys {
         let keys = Held::new(context, operands.key, keyed(shape.head_size), Layout::CouplesAlong)?;
         let scale = operands.scale as f32;
         let factors = if is_power_of_two(scale) { (scale, 1.0) } else { (1.0, scale) };
-        Ok(Some(Keys { by, operands: *operands, keys, values, factors }))
+        Ok(Some(Keys { by, operands: *operands, keys, values, factors, exact }))
     }
 }
 
@@ -53,11 +56,12 @@ fn is_power_of_two(x: f32) -> bool {
 pub(crate) struct Scratch {
     /// `[WINDOW × padded head size]`.
     queries: Aligned<u16>,
+    /// What the rounding of the weights took, at twice the distance of their rows; nothing unless wanted.
+    low: Aligned<u16>,
 }
 
 impl Source<f32> for Keys {
     type Scratch = Scratch;
-    const ROUNDS: bool = true;
 
     unsafe fn dispatch<W: Work<f32>>(&self, _: Isa, work: W) -> W::Output {
         // SAFETY: `new` has seen to the instruction set; units use no other tiles.
@@ -67,9 +71,10 @@ impl Source<f32> for Keys {
         }
     }
 
-    fn scratch(&self, rows: usize, _: usize) -> Result<Scratch> {
+    fn scratch(&self, rows: usize, stride: usize) -> Result<Scratch> {
         debug_assert_eq!(rows, WINDOW);
-        Ok(Scratch { queries: Aligned::new(rows * self.keys.size)? })
+        let low = if self.exact { 2 * rows * stride } else { 0 };
+        Ok(Scratch { queries: Aligned::new(rows * self.keys.size)?, low: Aligned::new(low)? })
     }
 
     #[inline(always)]
@@ -103,7 +108,7 @@ impl Source<f32> for Keys {
         // SAFETY: as the caller vouches; the panel of scores has room for whole blocks.
         unsafe {
             let keys = self.keys.right(place, range.start - skip);
-            product(self.by, extents, left, keys, scores);
+            product(self.by, extents, [(left, keys)], scores);
             if self.factors.1 != 1.0 {
                 convert::scale(scores.data, scores.row, (rows, panels * BLOCK), self.factors.1);
             }
@@ -114,13 +119,16 @@ impl Source<f32> for Keys {
     unsafe fn weigh<V: Vector<Scalar = f32>>(
         &self,
         scores: &mut [f32],
-        _: (usize, usize),
+        (row, stride): (usize, usize),
         origin: f32,
         sums: &mut [f32],
-        _: &mut Scratch,
+        scratch: &mut Scratch,
     ) {
-        // SAFETY: as the caller vouches.
-        unsafe { convert::weigh(scores, origin, sums) };
+        // SAFETY: as the caller vouches; the lower parts have the rows' distance.
+        unsafe {
+            let low = self.exact.then(|| scratch.low.as_mut_ptr().add(row * 2 * stride));
+            convert::weigh(scores, origin, sums, low);
+        }
     }
 
     #[inline(always)]
@@ -131,7 +139,7 @@ impl Source<f32> for Keys {
         (weights, stride): (*const f32, usize),
         target: Target<f32>,
         _: Option<Admitted>,
-        _: &mut Scratch,
+        scratch: &mut Scratch,
     ) {
         let skip = self.skip(range.start);
         let depth = (skip + range.len()).next_multiple_of(BLOCK);
@@ -139,8 +147,13 @@ impl Source<f32> for Keys {
         let values: Panels<u32> = self.values.right(place, range.start - skip);
         // SAFETY: as the caller vouches; weights before and after the keys are 0.
         unsafe {
-            let weights = Rows { data: weights.cast(), row: 2 * stride };
-            product(self.by, extents, weights, values, target);
+            let high = (Rows { data: weights.cast(), row: 2 * stride }, values);
+            if self.exact {
+                let low = (Rows { data: scratch.low.as_ptr(), row: 2 * stride }, values);
+                product(self.by, extents, [high, low], target);
+            } else {
+                product(self.by, extents, [high], target);
+            }
         }
     }
 }

@@ -76,16 +76,15 @@ impl Drop for Ready {
     }
 }
 
-/// `target (+)= left [rows × depth] · right [depth × panels·BLOCK]`, for multiples of [`BLOCK`] of rows and depth. A row of
-/// `right` holds the couples of two steps of the depth.
+/// `target (+)= Σ left [rows × depth] · right [depth × panels·BLOCK]`, for multiples of [`BLOCK`] of rows and depth, over
+/// some pairs of operands of equal strides. A row of `right` holds the couples of two steps of the depth.
 ///
 /// # Safety
 /// The machine has the instructions, and a [`Ready`] lives in this thread; the operands cover the extents.
-pub(super) unsafe fn product(
+pub(super) unsafe fn product<const N: usize>(
     by: Multiplier,
     (rows, depth, panels): (usize, usize, usize),
-    left: Rows,
-    right: Panels<u32>,
+    operands: [(Rows, Panels<u32>); N],
     target: Target<f32>,
 ) {
     debug_assert!(rows.is_multiple_of(BLOCK) && depth.is_multiple_of(BLOCK));
@@ -93,13 +92,15 @@ pub(super) unsafe fn product(
         for row in (0..rows).step_by(BLOCK) {
             // SAFETY: within the extents that the caller vouches for.
             unsafe {
-                let left = Rows { data: left.data.add(row * left.row), ..left };
-                let right = Panels { data: right.data.add(panel * right.stride), ..right };
+                let operands = operands.map(|(left, right)| {
+                    let left = Rows { data: left.data.add(row * left.row), ..left };
+                    (left, Panels { data: right.data.add(panel * right.stride), ..right })
+                });
                 let to = target.data.add(row * target.row + panel * BLOCK);
                 let target = Target { data: to, ..target };
                 match by {
-                    Multiplier::Couples => couples(depth, left, right, target),
-                    Multiplier::Tiles => tiles(depth, left, right, target),
+                    Multiplier::Couples => couples(depth, &operands, target),
+                    Multiplier::Tiles => tiles(depth, &operands, target),
                 }
             }
         }
@@ -110,7 +111,7 @@ pub(super) unsafe fn product(
 ///
 /// The compiler has no use for tiles of its own, so that the sums stay where they are from one piece to the next.
 #[inline(always)]
-unsafe fn tiles(depth: usize, left: Rows, right: Panels<u32>, target: Target<f32>) {
+unsafe fn tiles(depth: usize, operands: &[(Rows, Panels<u32>)], target: Target<f32>) {
     // SAFETY: the caller vouches for the instructions, the tiles' shape, and a block of each operand.
     unsafe {
         let (upper, row) = (target.data, 4 * target.row);
@@ -132,32 +133,34 @@ unsafe fn tiles(depth: usize, left: Rows, right: Panels<u32>, target: Target<f32
                 options(nostack, nomem),
             );
         }
-        asm!(
-            "2:",
-            "tileloadd tmm6, [{right} + {right_row}]",
-            "tileloadd tmm4, [{left} + {left_row}]",
-            "tdpbf16ps tmm0, tmm4, tmm6",
-            "tileloadd tmm5, [{left_lower} + {left_row}]",
-            "tdpbf16ps tmm2, tmm5, tmm6",
-            "tileloadd tmm7, [{right} + {right_row} + 64]",
-            "tdpbf16ps tmm1, tmm4, tmm7",
-            "tdpbf16ps tmm3, tmm5, tmm7",
-            "add {left}, 64",
-            "add {left_lower}, 64",
-            "add {right}, {right_step}",
-            "dec {steps}",
-            "jnz 2b",
-            left = inout(reg) left.data => _,
-            left_lower = inout(reg) left.data.add(TILE * left.row) => _,
-            left_row = in(reg) 2 * left.row,
-            right = inout(reg) right.data => _,
-            right_row = in(reg) 4 * right.row,
-            right_step = in(reg) 4 * TILE * right.row,
-            steps = inout(reg) depth / BLOCK => _,
-            out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
-            out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
-            options(nostack, readonly),
-        );
+        for (left, right) in operands {
+            asm!(
+                "2:",
+                "tileloadd tmm6, [{right} + {right_row}]",
+                "tileloadd tmm4, [{left} + {left_row}]",
+                "tdpbf16ps tmm0, tmm4, tmm6",
+                "tileloadd tmm5, [{left_lower} + {left_row}]",
+                "tdpbf16ps tmm2, tmm5, tmm6",
+                "tileloadd tmm7, [{right} + {right_row} + 64]",
+                "tdpbf16ps tmm1, tmm4, tmm7",
+                "tdpbf16ps tmm3, tmm5, tmm7",
+                "add {left}, 64",
+                "add {left_lower}, 64",
+                "add {right}, {right_step}",
+                "dec {steps}",
+                "jnz 2b",
+                left = inout(reg) left.data => _,
+                left_lower = inout(reg) left.data.add(TILE * left.row) => _,
+                left_row = in(reg) 2 * left.row,
+                right = inout(reg) right.data => _,
+                right_row = in(reg) 4 * right.row,
+                right_step = in(reg) 4 * TILE * right.row,
+                steps = inout(reg) depth / BLOCK => _,
+                out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
+                out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
+                options(nostack, readonly),
+            );
+        }
         asm!(
             "tilestored [{upper} + {row}], tmm0",
             "tilestored [{upper} + {row} + 64], tmm1",
@@ -171,21 +174,23 @@ unsafe fn tiles(depth: usize, left: Rows, right: Panels<u32>, target: Target<f32
 
 /// A block by dot products of couples, eight rows at a time.
 #[target_feature(enable = "avx512f,avx512bf16")]
-unsafe fn couples(depth: usize, left: Rows, right: Panels<u32>, target: Target<f32>) {
+unsafe fn couples(depth: usize, operands: &[(Rows, Panels<u32>)], target: Target<f32>) {
     const ROWS: usize = 8;
     for first in (0..BLOCK).step_by(ROWS) {
         // SAFETY: the caller vouches for a block of each operand.
         unsafe {
             let mut sums = [[_mm512_setzero_ps(); 2]; ROWS];
-            let from = left.data.add(first * left.row);
-            for step in 0..depth / 2 {
-                let at = right.data.add(step * right.row);
-                let columns = [at, at.add(TILE)].map(|at| load(at));
-                for (row, sum) in sums.iter_mut().enumerate() {
-                    let couple = from.add(row * left.row + 2 * step).cast::<i32>().read_unaligned();
-                    let couple = halves(_mm512_set1_epi32(couple));
-                    sum[0] = _mm512_dpbf16_ps(sum[0], couple, columns[0]);
-                    sum[1] = _mm512_dpbf16_ps(sum[1], couple, columns[1]);
+            for (left, right) in operands {
+                let from = left.data.add(first * left.row);
+                for step in 0..depth / 2 {
+                    let at = right.data.add(step * right.row);
+                    let columns = [at, at.add(TILE)].map(|at| load(at));
+                    for (row, sum) in sums.iter_mut().enumerate() {
+                        let couple = from.add(row * left.row + 2 * step).cast::<i32>().read_unaligned();
+                        let couple = halves(_mm512_set1_epi32(couple));
+                        sum[0] = _mm512_dpbf16_ps(sum[0], couple, columns[0]);
+                        sum[1] = _mm512_dpbf16_ps(sum[1], couple, columns[1]);
+                    }
                 }
             }
             for (row, sum) in sums.iter().enumerate() {
