@@ -125,3 +125,19 @@ fn a_sum_that_is_no_whole_of_parts_stays() {
         assert!(has(&simplified, |op| matches!(op, Op::Pad { .. })), "{simplified}");
     }
 }
+
+/// A padding doubled 60 times has 2⁶⁰ terms, which nobody may walk over.
+#[test]
+fn sums_that_hold_a_sum_twice_are_not_walked_over() {
+    let mut text = String::from(
+        "graph(%a: f32[1]) -> (%s59) {
+  %z: f32[] = constant 0
+  %p: f32[2] = pad %a, %z low=[0] high=[1] interior=[0]
+  %s0 = add %p, %p
+",
+    );
+    for i in 1..60 {
+        text += &format!("  %s{i} = add %s{0}, %s{0}\n", i - 1);
+    }
+    check(&(text + "}"), &[&[1.0]]);
+}

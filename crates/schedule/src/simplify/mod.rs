@@ -99,6 +99,15 @@ fn regions(graph: &Graph) -> Result<Graph> {
     })
 }
 
+/// How often each value is read, or given as a result.
+fn uses(graph: &Graph) -> Vec<usize> {
+    let mut uses = vec![0; graph.value_count()];
+    for value in graph.nodes().iter().flat_map(|node| &node.operands).chain(graph.results()) {
+        uses[value.index()] += 1;
+    }
+    uses
+}
+
 /// A copy of a graph that has these of its nodes, each after what it reads.
 fn copy<'a>(graph: &Graph, nodes: impl Iterator<Item = &'a Node>) -> Result<Graph> {
     let mut new = Graph::new();

@@ -2,7 +2,10 @@
 
 use tilewright_ir::{Binary, Graph, Op, Result, Scalar, Value};
 
-use super::rebuild;
+use super::{rebuild, uses};
+
+/// Terms and sums of a sum that are looked at, at most: each sum is looked at anew, and may hold another more than once.
+const TERMS: usize = 128;
 
 /// A sum of arrays that are zero but for a part each, which are neighbours along an axis and fill it, is these parts side
 /// by side. The cotangent of an array that is cut into parts is such a sum. And what is side by side is converted part by
@@ -10,10 +13,7 @@ use super::rebuild;
 ///
 /// Adding the zeros makes a negative zero a positive one, which it stays alone: the only bit that differs.
 pub(super) fn join(graph: &Graph) -> Result<Graph> {
-    let mut uses = vec![0usize; graph.value_count()];
-    for value in graph.nodes().iter().flat_map(|node| &node.operands).chain(graph.results()) {
-        uses[value.index()] += 1;
-    }
+    let uses = uses(graph);
     rebuild(graph, |new, node, operands| {
         if let Op::Binary(Binary::Add) = node.op {
             let Some((axis, parts)) = side_by_side(new, operands) else { return Ok(None) };
@@ -42,7 +42,12 @@ fn side_by_side(graph: &Graph, terms: &[Value]) -> Option<(usize, Vec<Value>)> {
     let mut open = terms.to_vec();
     // Where each part begins, its axis, and the part.
     let mut parts: Vec<(usize, usize, Value)> = Vec::new();
+    let mut seen = 0;
     while let Some(term) = open.pop() {
+        seen += 1;
+        if seen > TERMS {
+            return None;
+        }
         let node = graph.producer(term)?;
         if let Op::Binary(Binary::Add) = node.op {
             open.extend(&node.operands);

@@ -2,16 +2,13 @@
 
 use tilewright_ir::{DotAxes, Graph, Op, Result};
 
-use super::rebuild;
+use super::{rebuild, uses};
 
 /// A product of two arrays whose result is only read with the axes of the one before those of the other becomes the
 /// product of the other with the one. The gradient of a weight is such a product: read transposed, each of its elements
 /// would come from another part of memory.
 pub(super) fn turn(graph: &Graph) -> Result<Graph> {
-    let mut uses = vec![0usize; graph.value_count()];
-    for value in graph.nodes().iter().flat_map(|node| &node.operands).chain(graph.results()) {
-        uses[value.index()] += 1;
-    }
+    let uses = uses(graph);
     rebuild(graph, |new, node, operands| {
         let Op::Transpose { permutation } = &node.op else { return Ok(None) };
         let product = node.operands[0];
