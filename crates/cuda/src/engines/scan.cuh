@@ -1,4 +1,4 @@
-// What both scan engines have in common: prefixes, and what blocks tell each other.
+// What the scan engines have in common: prefixes, and what blocks tell each other.
 
 // A prefix that may be empty.
 struct Prefix {
@@ -17,7 +17,7 @@ DEVICE State of_lane(const State& state, int lane) { return shuffle_state(state,
 // What blocks tell each other of their tiles. The order in which states are combined depends on the tiles' numbers
 // only, never on which block is the faster: 32 tiles make a group, and 32 groups a stretch; what lies before a tile is
 // the stretches before (told as one, in a chain), then the groups before it in its stretch, then the tiles before it
-// in its group. A block only waits for tiles with smaller numbers, which were begun before.
+// in its group. A block only waits for tiles with smaller numbers, whose blocks run by then.
 //
 // A flag says that the words of a slot have been written: in a word of its own, before which they are made visible; or,
 // where parts of the state have four bytes at most, in the upper half of each word, so that whoever sees the flag has

@@ -8,7 +8,7 @@ struct Shared {
     State inclusive[ENTRIES];  // the same, scanned
 };
 
-// Scans a tile that begins at a step. `aggregate` becomes what all of it comes to.
+// Scans a tile that begins at a step.
 struct Tile {
     State runs[ROUNDS][RUN];
     State before[ROUNDS];  // what the lanes before have, for lanes but the first
