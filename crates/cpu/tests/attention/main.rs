@@ -75,7 +75,7 @@ fn root_mean_square(x: &[f64], y: &[f64]) -> f64 {
 /// The golden rule: the error of each result, relative to that of a plain evaluation in the type.
 fn check(call: &Call, inputs: &Inputs, found: &Results) {
     let evaluate = |round: &dyn Fn(f64) -> f64| {
-        evaluate(&call.shape, call.scale, call.function, call.mask, inputs, round)
+        evaluate(&call.shape, call.scale, call.function, call.mask, inputs, round, |x| x)
     };
     let truth = evaluate(&|x| x);
     let plain = evaluate(&|x| round(call.dtype, x));
@@ -137,10 +137,11 @@ fn every_type() {
     }
 }
 
-/// Where few keys have all the weight, the gradient is a difference of nearly equal numbers, in which a rounded
-/// output, weight or score would show.
+/// Where few keys have all the weight, the gradient is a difference of nearly equal numbers, in which a rounded output or
+/// score would show. Where products of `bf16` are the machine's, weights and the scores' cotangents are rounded once more,
+/// where they are multiplied; how these roundings fall differs. Captured arrays get the cotangents as they were before.
 #[test]
-fn gradients_of_half_types_lose_nothing_but_their_own_rounding() {
+fn gradients_of_half_types_lose_little_but_their_own_rounding() {
     let masks = masks();
     let shape = shape(1, 1, 70, 260, 64);
     for (function, dtype) in [
@@ -152,12 +153,22 @@ fn gradients_of_half_types_lose_nothing_but_their_own_rounding() {
         let mut inputs = inputs(&shape, dtype, 0, 7);
         inputs.query.iter_mut().for_each(|x| *x *= 4.0);
         let found = call(shape, dtype, &function, &masks[1]).run(&inputs).unwrap();
-        let truth = evaluate(&shape, 0.125, &function, &masks[1], &inputs, |x| x);
-        for ((name, found), (_, truth)) in found.named().into_iter().zip(truth.named()) {
-            let rounded: Vec<f64> = truth.iter().map(|&x| round(dtype, x)).collect();
+        let evaluate = |factor: &dyn Fn(f64) -> f64| {
+            evaluate(&shape, 0.125, &function, &masks[1], &inputs, |x| x, factor)
+        };
+        let truth = evaluate(&|x| x);
+        let (allowed, factor) = match dtype {
+            DType::BF16 => (evaluate(&|x| round(dtype, x)), 1.1),
+            _ => (truth.clone(), 1.02),
+        };
+        for (((name, found), (_, truth)), (_, allowed)) in
+            found.named().into_iter().zip(truth.named()).zip(allowed.named())
+        {
+            let factor = if name.starts_with("table") { 1.02 } else { factor };
+            let rounded: Vec<f64> = allowed.iter().map(|&x| round(dtype, x)).collect();
             let (error, allowed) = (root_mean_square(found, truth), root_mean_square(&rounded, truth));
             assert!(
-                error <= 1.02 * allowed + 1e-5,
+                error <= factor * allowed + 1e-5,
                 "{name} of {}, {dtype}: {error:e} > {allowed:e}",
                 function.name
             );
@@ -343,7 +354,7 @@ fn scores_that_are_not_finite_show_as_in_plain_loops() {
         }
         let call = call(shape, DType::F32, &function, mask);
         let found = call.forward(&inputs).unwrap();
-        let truth = evaluate(&shape, call.scale, &function, mask, &inputs, |x| x);
+        let truth = evaluate(&shape, call.scale, &function, mask, &inputs, |x| x, |x| x);
         for (found, truth) in found.iter().zip([&truth.output, &truth.log_sum_exp, &truth.maximum]) {
             for (i, (x, y)) in found.iter().zip(truth).enumerate() {
                 let same = x == y || (x.is_nan() && y.is_nan()) || (x - y).abs() < 1e-5;

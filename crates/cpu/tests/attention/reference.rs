@@ -42,7 +42,8 @@ impl Results {
     }
 }
 
-/// Evaluates attention and its gradient.
+/// Evaluates attention and its gradient. `factor` rounds weights and the scores' cotangents where the gradient multiplies by
+/// them.
 pub fn evaluate(
     shape: &AttentionShape,
     scale: f64,
@@ -50,6 +51,7 @@ pub fn evaluate(
     mask: &Mask,
     inputs: &Inputs,
     round: impl Fn(f64) -> f64,
+    factor: impl Fn(f64) -> f64,
 ) -> Results {
     let AttentionShape { batch, heads, key_batch, key_heads, queries, keys, head_size, value_size } = *shape;
     let mut results = Results {
@@ -110,9 +112,9 @@ pub fn evaluate(
                     let g = round(w * round(dot(cotangent, value) - delta));
                     let value_cotangent = &mut results.value[place * value_size..][..value_size];
                     for (dv, c) in value_cotangent.iter_mut().zip(cotangent) {
-                        *dv = round(*dv + round(w * c));
+                        *dv = round(*dv + round(factor(*w) * c));
                     }
-                    let ds = round(scale * round(g * (function.slope)(pair, s, table)));
+                    let ds = round(scale * factor(round(g * (function.slope)(pair, s, table))));
                     let key = &inputs.key[place * head_size..][..head_size];
                     let query_cotangent = &mut results.query[row * head_size..][..head_size];
                     query_cotangent.iter_mut().zip(key).for_each(|(dq, x)| *dq = round(*dq + round(ds * x)));

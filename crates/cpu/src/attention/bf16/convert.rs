@@ -96,36 +96,32 @@ impl Panel {
         unsafe { _mm512_loadu_ps(self.data.add(row * self.stride + column)) }
     }
 
-    /// Rows in two parts, padded with zeros to whole blocks.
+    /// Rows of the nearest `bf16`, padded with zeros to whole blocks.
     ///
     /// # Safety
-    /// The machine has the instructions; the panel and the parts hold so much.
+    /// The machine has the instructions; the panel and `to` hold so much.
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma,f16c")]
-    pub(super) unsafe fn rows(self, high: *mut u16, low: *mut u16) {
+    pub(super) unsafe fn rows(self, to: *mut u16) {
         for row in 0..self.rows.next_multiple_of(BLOCK) {
             for column in (0..self.columns.next_multiple_of(BLOCK)).step_by(LANES) {
                 // SAFETY: as the caller vouches.
                 unsafe {
-                    let x = self.load(row, column);
-                    let near = _mm512_cvtneps_pbh(x);
-                    let at = row * self.stride + column;
-                    store(near, high.add(at));
-                    store(_mm512_cvtneps_pbh(_mm512_sub_ps(x, widened(near))), low.add(at));
+                    let near = _mm512_cvtneps_pbh(self.load(row, column));
+                    store(near, to.add(row * self.stride + column));
                 }
             }
         }
     }
 
-    /// Couples of neighbouring rows in two parts, of a panel that begins `offset` rows into a window of so many rows;
-    /// the rest of the window, and the columns up to whole blocks, are zeros.
+    /// Couples of the nearest `bf16` of neighbouring rows, of a panel that begins `offset` rows into a window of so many
+    /// rows; the rest of the window, and the columns up to whole blocks, are zeros.
     ///
     /// # Safety
     /// As [`Panel::rows`].
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma,f16c")]
-    pub(super) unsafe fn couples(self, (offset, window): (usize, usize), high: *mut u32, low: *mut u32) {
+    pub(super) unsafe fn couples(self, (offset, window): (usize, usize), to: *mut u32) {
         // Of the words [even rows' … | odd rows' …], in turn.
         let order: [u16; 32] = std::array::from_fn(|i| (i / 2 + i % 2 * LANES) as u16);
-        let upper = _mm512_set1_epi32(0xFFFF_0000_u32 as i32);
         for step in 0..window / 2 {
             // A row before the panel is one beyond it.
             let (even, odd) = ((2 * step).wrapping_sub(offset), (2 * step + 1).wrapping_sub(offset));
@@ -133,17 +129,10 @@ impl Panel {
                 // SAFETY: as the caller vouches.
                 unsafe {
                     let order = _mm512_loadu_si512(order.as_ptr().cast());
-                    let couple = |even: __m512, odd: __m512| {
-                        let words = std::mem::transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(odd, even));
-                        _mm512_permutexvar_epi16(order, words)
-                    };
-                    let (even, odd) = (self.load(even, column), self.load(odd, column));
-                    let near = couple(even, odd);
-                    let even_left = _mm512_sub_ps(even, _mm512_castsi512_ps(_mm512_slli_epi32::<16>(near)));
-                    let odd_left = _mm512_sub_ps(odd, _mm512_castsi512_ps(_mm512_and_si512(near, upper)));
-                    let at = step * self.stride + column;
-                    _mm512_storeu_si512(high.add(at).cast(), near);
-                    _mm512_storeu_si512(low.add(at).cast(), couple(even_left, odd_left));
+                    let words = _mm512_cvtne2ps_pbh(self.load(odd, column), self.load(even, column));
+                    let words = std::mem::transmute::<__m512bh, __m512i>(words);
+                    let couples = _mm512_permutexvar_epi16(order, words);
+                    _mm512_storeu_si512(to.add(step * self.stride + column).cast(), couples);
                 }
             }
         }

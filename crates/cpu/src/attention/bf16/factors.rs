@@ -1,8 +1,7 @@
 //! The products of the backward in `bf16`.
 //!
-//! Weights and slopes are held in two parts, so that a gradient loses nothing but its own rounding: where few keys have
-//! all the weight it is a small difference of large numbers. The sums of keys and values are transposed, which makes
-//! the panels of pairs right operands, whose couples are neighbouring queries.
+//! Weights and slopes are rounded once more, where they are multiplied (docs/design/0012). The sums of keys and values are
+//! transposed, which makes the panels of pairs right operands, whose couples are neighbouring queries.
 
 use tilewright_ir::Result;
 use tilewright_plan::attention::AttentionShape;
@@ -74,20 +73,17 @@ impl Factors {
         (place, queries): &At,
         (panel, columns): (*const f32, usize),
         sums: &mut Aligned<f32>,
-        parts: &mut Parts,
+        rounded: &mut Aligned<u32>,
     ) {
         let (window, offset) = (queries.start / WINDOW * WINDOW, queries.start % WINDOW);
         let panel = Panel { data: panel, stride: STRIDE, rows: queries.len(), columns };
         let extents = (across.size, WINDOW, columns.div_ceil(BLOCK));
         let target = Target { data: sums.as_mut_ptr(), row: STRIDE, add: true };
-        let parts = [parts.high.as_mut_ptr(), parts.low.as_mut_ptr()];
         // SAFETY: as the caller vouches; a panel's queries are within one window.
         unsafe {
-            panel.couples((offset, WINDOW), parts[0], parts[1]);
-            let left = across.left(*place, window);
-            let operands =
-                parts.map(|part| (left, Panels { data: part.cast_const(), stride: BLOCK, row: STRIDE }));
-            product(self.by, extents, operands, target);
+            panel.couples((offset, WINDOW), rounded.as_mut_ptr());
+            let right = Panels { data: rounded.as_ptr(), stride: BLOCK, row: STRIDE };
+            product(self.by, extents, [(across.left(*place, window), right)], target);
         }
     }
 }
@@ -97,13 +93,8 @@ pub(crate) struct Sums {
     /// `[padded size × STRIDE]`: the columns are keys.
     keys: Aligned<f32>,
     values: Aligned<f32>,
-    parts: Parts,
-}
-
-/// The parts of a panel: `[WINDOW / 2 × STRIDE]` couples, or twice as many rows.
-struct Parts {
-    high: Aligned<u32>,
-    low: Aligned<u32>,
+    /// A panel as it is multiplied: `[WINDOW / 2 × STRIDE]` couples, or twice as many rows.
+    rounded: Aligned<u32>,
 }
 
 impl factors::Factors<f32> for Factors {
@@ -118,11 +109,10 @@ impl factors::Factors<f32> for Factors {
     }
 
     fn sums(&self) -> Result<Sums> {
-        let part = || Aligned::new(WINDOW / 2 * STRIDE);
         Ok(Sums {
             keys: Aligned::new(self.queries_across.size * STRIDE)?,
             values: Aligned::new(self.cotangents_across.size * STRIDE)?,
-            parts: Parts { high: part()?, low: part()? },
+            rounded: Aligned::new(WINDOW / 2 * STRIDE)?,
         })
     }
 
@@ -170,7 +160,9 @@ impl factors::Factors<f32> for Factors {
     ) {
         let panel = (weights, keys.1.len());
         // SAFETY: as the caller vouches.
-        unsafe { self.add_across(&self.cotangents_across, queries, panel, &mut sums.values, &mut sums.parts) }
+        unsafe {
+            self.add_across(&self.cotangents_across, queries, panel, &mut sums.values, &mut sums.rounded)
+        }
     }
 
     #[inline(always)]
@@ -187,21 +179,20 @@ impl factors::Factors<f32> for Factors {
         // SAFETY: as the caller vouches.
         unsafe {
             if let Some((data, row)) = query_sums {
-                let parts =
-                    [&mut sums.parts.high, &mut sums.parts.low].map(|part| part.as_mut_ptr().cast::<u16>());
-                Panel { data: slopes, stride: STRIDE, rows, columns }.rows(parts[0], parts[1]);
+                let rounded = sums.rounded.as_mut_ptr().cast::<u16>();
+                Panel { data: slopes, stride: STRIDE, rows, columns }.rows(rounded);
                 let extents = (
                     rows.next_multiple_of(BLOCK),
                     columns.next_multiple_of(BLOCK),
                     self.keys_across.size / BLOCK,
                 );
                 let right = self.keys_across.right(keys.0, keys.1.start);
-                let operands = parts.map(|part| (Rows { data: part, row: STRIDE }, right));
-                product(self.by, extents, operands, Target { data, row, add: true });
+                let left = Rows { data: rounded, row: STRIDE };
+                product(self.by, extents, [(left, right)], Target { data, row, add: true });
             }
             if keys_wanted {
                 let panel = (slopes, columns);
-                self.add_across(&self.queries_across, queries, panel, &mut sums.keys, &mut sums.parts);
+                self.add_across(&self.queries_across, queries, panel, &mut sums.keys, &mut sums.rounded);
             }
         }
     }
