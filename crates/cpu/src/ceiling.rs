@@ -6,8 +6,8 @@ use std::time::Instant;
 use crate::Isa;
 use crate::isa::{Kernel, Machine, select};
 
-/// Rounds of one measurement: about a millisecond.
-const ROUNDS: usize = 100_000;
+/// Rounds of one measurement: several milliseconds, beside which the start of a thread is nothing.
+const ROUNDS: usize = 2_000_000;
 
 /// Independent chains of multiply-adds, enough to fill the units of the narrower instruction sets.
 const NARROW: usize = 80;

@@ -138,19 +138,34 @@ impl<S: Scalar> Keyed<S> {
                 }
             }
         }
+        // SAFETY: the keys of the tile, in the unit's own slot.
+        unsafe { self.touch(terms, slot * self.size + first, (row_step, column_step)) };
+    }
+
+    /// Marks the keys that some admitted pair of a tile has; `first` is that of its first query and key.
+    ///
+    /// # Safety
+    /// The slot holds the tile's keys, and nobody else looks at it now.
+    unsafe fn touch(&self, terms: &Terms<S>, first: usize, (row_step, column_step): (isize, usize)) {
         let Some(touched) = &self.touched else { return };
-        let touched = touched.at(slot * self.size + first);
-        for row in 0..pairs.rows {
-            for column in 0..pairs.columns {
-                let admitted = terms.admitted.is_none_or(|admitted| admitted.row(row)[column] != 0);
-                // SAFETY: a key of the tile, in the unit's own slot.
-                unsafe {
-                    let to = touched.offset(row as isize * row_step + (column * column_step) as isize);
-                    *to |= admitted as u8;
+        let (rows, columns) = (terms.pairs.rows, terms.pairs.columns);
+        let touched = touched.at(first);
+        // SAFETY: as the caller vouches; the keys of a tile, and those of a row, lie one behind the other.
+        unsafe {
+            let Some(admitted) = terms.admitted else {
+                let across = (rows as isize - 1) * row_step;
+                let count = across.unsigned_abs() + (columns - 1) * column_step + 1;
+                return touched.offset(across.min(0)).write_bytes(1, count);
+            };
+            for row in 0..rows {
+                let admitted = &admitted.row(row)[..columns];
+                let touched = touched.offset(row as isize * row_step);
+                if column_step == 0 {
+                    *touched |= admitted.iter().fold(0, |any, &admitted| any | admitted);
+                } else {
+                    let touched = std::slice::from_raw_parts_mut(touched, columns);
+                    touched.iter_mut().zip(admitted).for_each(|(touched, &admitted)| *touched |= admitted);
                 }
-            }
-            if terms.admitted.is_none() && row_step == 0 {
-                break;
             }
         }
     }
