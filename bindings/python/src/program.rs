@@ -173,7 +173,7 @@ fn compile(program: &str, inputs: Vec<Form>) -> Result<Runnable> {
 
 /// The graph of a program for inputs of these types: a text with `$n` for the type of input n, or a transformation of one
 /// by a prefix, as `tilewright/_program.py` has them: two fields between colons, of which the first has a flag for each
-/// input of the program within.
+/// input of the program within, or an order for each of its results.
 fn graph_of(program: &str, types: &[Type]) -> Result<Graph> {
     if program.starts_with("graph") {
         return parse(&with_types(program, types)?);
@@ -181,6 +181,9 @@ fn graph_of(program: &str, types: &[Type]) -> Result<Graph> {
     let malformed = || Error::argument("program", "a prefix, `graph(…)` or a mask expected");
     let parts: Vec<&str> = program.splitn(4, ':').collect();
     let &[prefix, wanted, argument, inner] = parts.as_slice() else { return Err(malformed()) };
+    if prefix == "ordered" {
+        return transposed(graph_of(inner, types)?, wanted.split(','));
+    }
     let wanted = flags(wanted);
     let inputs = types.get(..wanted.len()).ok_or_else(malformed)?;
     if prefix == "vmap" {
@@ -197,6 +200,19 @@ fn graph_of(program: &str, types: &[Type]) -> Result<Graph> {
 
 fn flags(text: &str) -> Vec<bool> {
     text.bytes().map(|byte| byte == b'1').collect()
+}
+
+/// The graph with its first results transposed: for each the digits of its axes in their new order, or nothing.
+fn transposed<'a>(mut graph: Graph, orders: impl Iterator<Item = &'a str>) -> Result<Graph> {
+    let mut results = graph.results().to_vec();
+    for (result, order) in results.iter_mut().zip(orders) {
+        if !order.is_empty() {
+            let permutation = order.bytes().map(|digit| usize::from(digit.wrapping_sub(b'0'))).collect();
+            *result = graph.add1(Op::Transpose { permutation }, &[*result], None)?;
+        }
+    }
+    graph.set_results(results);
+    Ok(graph)
 }
 
 /// The derivative of a graph: from its parameters, its results and the present cotangents, to the cotangents of the

@@ -13,10 +13,13 @@ operator's arguments into comments of the code that they generate. Prefixes stan
     those that the first flags say have one.
 ``vmap:110::graph(…)``
     the results at each position of a leading axis, which the flagged inputs have and all of the results get.
+``ordered:0213,::graph(…)``
+    the results, of which the first have their axes in these orders. Outermost only.
 """
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any
@@ -73,6 +76,23 @@ def jvp(program: str, given: Sequence[bool], wanted: Sequence[bool]) -> str:
 def vmap(program: str, batched: Sequence[bool]) -> str:
     """The program over a leading axis of the flagged inputs."""
     return f"vmap:{_flags(batched)}::{program}"
+
+
+_ORDERED = "ordered:"
+
+
+def ordered(program: str, orders: Sequence[str]) -> str:
+    """The program with its first results' axes in the orders that are given by their digits; ``""`` leaves one as it is."""
+    return f"{_ORDERED}{','.join(orders)}::{program}" if any(orders) else program
+
+
+@functools.lru_cache(maxsize=4096)
+def orders_of(program: str) -> tuple[tuple[str, ...], str]:
+    """The orders of a program's first results, and the program that has them as they are."""
+    if not program.startswith(_ORDERED):
+        return (), program
+    orders, _, inner = program[len(_ORDERED) :].split(":", 2)
+    return tuple(orders.split(",")), inner
 
 
 def _flags(flags: Sequence[bool]) -> str:

@@ -15,6 +15,7 @@ from tilewright._program import check_attention
 from tilewright.torch import _compile, _program
 from tilewright.torch._block_mask import resolve
 from tilewright.torch._operator import call
+from tilewright.torch._order import like
 from tilewright.torch._program import ScoreMod
 from tilewright.torch._values import parse_kind
 
@@ -98,7 +99,8 @@ def flex_attention(
         return_aux: which of log-sum-exp and row maximum to return as well.
 
     Returns:
-        The output ``[B, Hq, L, Ev]``; a pair with the log-sum-exp or an ``AuxOutput`` where these are asked for.
+        The output ``[B, Hq, L, Ev]``, whose axes lie in memory in the order of the query's; a pair with the log-sum-exp or an
+        ``AuxOutput`` where these are asked for.
 
     Raises:
         ShapeError, DTypeError, TraceError: subclasses of ``TilewrightError`` that name argument, axis and both sizes.
@@ -142,7 +144,7 @@ def flex_attention(
             query.dtype, lse=with_lse, maximum=with_max, derivative=torch.is_grad_enabled()
         )
         program, captures = _program.attention(query, key, value, score_mod, mask_mod, scale, wanted)
-        out, *statistics = call([query, key, value, *captures], program)
+        out, *statistics = call([query, key, value, *captures], like(program, [query]))
         lse = statistics[0] if with_lse else None
         maximum = statistics[-1] if with_max else None
     if return_aux is not None:

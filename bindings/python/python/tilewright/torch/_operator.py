@@ -17,8 +17,9 @@ from torch._C._functorch import maybe_current_level
 
 from tilewright import _native
 from tilewright._errors import DeviceUnavailableError
-from tilewright._program import check_devices, jvp, vjp, vmap
+from tilewright._program import check_devices, jvp, orders_of, vjp, vmap
 from tilewright.torch import _program
+from tilewright.torch._order import is_attention, like, seen
 
 _NAME = "tilewright::call"
 
@@ -26,7 +27,7 @@ torch.library.define(_NAME, "(Tensor[] inputs, str program) -> Tensor[]")
 
 
 def _call_cpu(inputs: list[Tensor], program: str) -> list[Tensor]:
-    return _native.call(program, inputs, torch.empty, torch.get_num_threads())
+    return seen(program, _native.call(program, inputs, torch.empty, torch.get_num_threads()))
 
 
 @functools.lru_cache
@@ -41,15 +42,17 @@ def _call_cuda(inputs: list[Tensor], program: str) -> list[Tensor]:
     inputs = [x.to(device, non_blocking=True) if x.is_cpu and not x.dim() else x for x in inputs]
     assert device.index is not None
     stream = torch._C._cuda_getCurrentRawStream(device.index)
-    return _native.call(program, inputs, _empty_on(device), 0, stream)
+    return seen(program, _native.call(program, inputs, _empty_on(device), 0, stream))
 
 
-def _call_fake(inputs: list[Tensor], program: str) -> list[Tensor]:
-    return [inputs[0].new_empty(shape, dtype=dtype) for dtype, shape in _program.result_shapes(program, inputs)]
+def examples(inputs: list[Tensor], program: str) -> list[Tensor]:
+    """Tensors like those that a program gives, without their numbers."""
+    shapes = _program.result_shapes(program, inputs)
+    return seen(program, [inputs[0].new_empty(shape, dtype=dtype) for dtype, shape in shapes])
 
 
 def _save(ctx: Any, tensors: Sequence[Tensor], program: str, results: Sequence[Tensor]) -> None:
-    ctx.program = program
+    _, ctx.program = orders_of(program)
     ctx.count = len(tensors)
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(*tensors, *results)
@@ -62,7 +65,10 @@ def _gradients(ctx: Any, needed: Sequence[bool], cotangents: Sequence[Tensor | N
     given = [g for g, flag in zip(cotangents, present) if flag and g is not None]
     gradients: list[Tensor | None] = [None] * ctx.count
     if any(wanted) and given:
-        results = iter(call([*saved, *given], vjp(ctx.program, wanted, present)))
+        program = vjp(ctx.program, wanted, present)
+        if is_attention(ctx.program):
+            program = like(program, [x for x, flag in zip(saved[:3], wanted) if flag])
+        results = iter(call([*saved, *given], program))
         gradients = [next(results).to(x.device) if flag else None for flag, x in zip(wanted, saved)]
     return gradients
 
@@ -77,7 +83,7 @@ def _backward(ctx: Any, cotangents: Sequence[Tensor | None]) -> tuple[list[Tenso
 
 torch.library.impl(_NAME, "CPU", func=_call_cpu)
 torch.library.impl(_NAME, "CUDA", func=_call_cuda)
-torch.library.register_fake(_NAME, _call_fake)
+torch.library.register_fake(_NAME, examples)
 torch.library.register_autograd(_NAME, _backward, setup_context=_setup_context)
 
 _operator: Callable[[list[Tensor], str], list[Tensor]] = torch.ops.tilewright.call.default
@@ -161,7 +167,7 @@ def call(inputs: list[Tensor], program: str) -> list[Tensor]:
     """Runs a program on tensors and gives its results, differentiable."""
     results: tuple[Tensor, ...]
     if maybe_current_level() is not None or forward_ad._current_level >= 0:
-        results = _TransformedCall.apply(program, *inputs)
+        results = _TransformedCall.apply(orders_of(program)[1], *inputs)
         return list(results)
     if torch.is_grad_enabled() and any([x.requires_grad for x in inputs]):
         results = _Call.apply(program, *inputs)

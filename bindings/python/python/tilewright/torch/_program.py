@@ -6,7 +6,7 @@ import re
 import threading
 import types
 from collections.abc import Callable, Hashable, Sequence
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
@@ -18,6 +18,7 @@ from tilewright._scan import scan as write_scan
 from tilewright._trace.calling import run
 from tilewright._trace.region import Library, Region, Value
 from tilewright._trace.types import score_kind
+from tilewright.torch._order import shape_in
 from tilewright.torch._reads import Reads, reads, watched
 from tilewright.torch._values import DTYPES, LIBRARY, WIDENED, kind_of
 
@@ -27,6 +28,8 @@ MaskMod: TypeAlias = Callable[..., Any]
 #: A program's text, and the tensors that it captures, in the order of its inputs behind the call's own.
 Program: TypeAlias = "tuple[str, list[Tensor]]"
 
+Result = TypeVar("Result")
+
 #: Programs by what their functions read: the text, ``None`` where it has to be traced anew; which of the tensors read
 #: are captured; and the code whose identity is in the key. Dropped as a whole where there are too many.
 _known: dict[Hashable, tuple[str | None, list[int], list[types.CodeType]]] = {}
@@ -34,14 +37,20 @@ _KEPT = 4096
 _lock = threading.Lock()
 
 
+def _traced(trace: Callable[[], Result]) -> Result:
+    """What ``trace`` gives, whether the call is recorded or not: only the user's own functions turn gradients off."""
+    with torch.enable_grad():
+        return trace()
+
+
 def _remembered(read: Reads | None, call: tuple[Hashable, ...], trace: Callable[[], Program]) -> Program:
     """What ``trace`` gives, or gave when everything that its functions ``read`` was the same."""
     if read is None:
-        return trace()
+        return _traced(trace)
     key = (call, torch.get_default_dtype(), *read.key)
     found = _known.get(key)
     if found is None:
-        (text, captures), as_known = watched(trace, read)
+        (text, captures), as_known = _traced(lambda: watched(trace, read))
         places = {id(tensor): place for place, tensor in enumerate(read.tensors)}
         known = as_known and all(id(tensor) in places for tensor in captures)
         captured = [places[id(tensor)] for tensor in captures] if known else []
@@ -51,7 +60,7 @@ def _remembered(read: Reads | None, call: tuple[Hashable, ...], trace: Callable[
             _known[key] = (text if known else None, captured, read.codes)
         return text, captures
     if found[0] is None:
-        return trace()
+        return _traced(trace)
     tensors = read.tensors
     return found[0], [tensors[place] for place in found[1]]
 
@@ -130,6 +139,11 @@ _RESULTS = re.compile(r"-> \(([^)]*)\) \{")
 
 def result_shapes(program: str, inputs: Sequence[Tensor]) -> list[tuple[torch.dtype, tuple[int, ...]]]:
     """The types and shapes of what a call's program, or a transformation of one, gives for such inputs."""
+    orders, program = _program.orders_of(program)
+    if orders:
+        results = result_shapes(program, inputs)
+        every = (*orders, *[""] * (len(results) - len(orders)))
+        return [(dtype, shape_in(order, shape)) for (dtype, shape), order in zip(results, every)]
     if program.startswith("vjp:"):
         wanted = program.split(":", 3)[1]
         return [(x.dtype, tuple(x.shape)) for x, flag in zip(inputs, wanted) if flag == "1"]

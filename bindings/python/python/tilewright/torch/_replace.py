@@ -21,9 +21,9 @@ from torch.fx.node import map_arg
 from tilewright._errors import ArgumentError
 from tilewright._scan import Order
 from tilewright._trace.region import Value
-from tilewright.torch import _operator as _operator  # registers the operator
-from tilewright.torch import _program
+from tilewright.torch import _operator, _program
 from tilewright.torch._block_mask import block_table, from_table
+from tilewright.torch._order import like
 from tilewright.torch._unused import remove_unused
 from tilewright.torch._values import LIBRARY
 
@@ -102,7 +102,10 @@ class _Body(fx.Interpreter):
     def run_node(self, n: fx.Node) -> Any:
         """As ever, and notes what makes a tensor or a symbol."""
         result = super().run_node(n)
-        if isinstance(result, (Tensor, *_SYMBOLS)) and n.op in ("call_function", "call_method"):
+        # An extent that is a symbol belongs to no node where it was taken of a traced value's shape.
+        inputs = [self.env[node] for node in n.all_input_nodes]
+        shapes = [x for x in inputs if isinstance(x, tuple) and any(isinstance(extent, _SYMBOLS) for extent in x)]
+        if isinstance(result, (Tensor, *_SYMBOLS)) and n.op in ("call_function", "call_method") and not shapes:
             arguments = map_arg((n.args, n.kwargs), lambda inner: self._captures.node(self.env[inner]))
             args, kwargs = cast("tuple[tuple[Any, ...], dict[str, Any]]", arguments)
             node = self._captures.graph.create_node(n.op, n.target, args, kwargs)
@@ -137,9 +140,7 @@ def _function(graph: fx.Graph, body: fx.Node, lifted: Iterable[fx.Node], capture
 
 def _call(graph: fx.Graph, inputs: list[fx.Node], program: str) -> fx.Node:
     call = graph.call_function(torch.ops.tilewright.call.default, (inputs, program))
-    examples = [_example(node) for node in inputs]
-    shapes = _program.result_shapes(program, examples)
-    call.meta["example_value"] = [examples[0].new_empty(shape, dtype=dtype) for dtype, shape in shapes]
+    call.meta["example_value"] = _operator.examples([_example(node) for node in inputs], program)
     return call
 
 
@@ -164,7 +165,8 @@ def _replace_attention(graph: fx.Graph, node: fx.Node) -> None:
         program, read = _program.attention(
             *operands, score_function, mask_function, float(_example(scale)), results, captures.library
         )
-        call = _call(graph, [query, key, value, *map(captures.node, read)], program)
+        inputs = [query, key, value, *map(captures.node, read)]
+        call = _call(graph, inputs, like(program, operands[:1]))
         out = _result(graph, call, 0)
         places = [results.index(name) for name in ("lse", "max")]
         statistics = [_result(graph, call, place) for place in places]
