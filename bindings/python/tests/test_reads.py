@@ -40,8 +40,16 @@ def _agrees(score: Callable[..., Any]) -> None:
         torch.testing.assert_close(flex_attention(q, k, v, score), dense(q, k, v, score)[0])
 
 
-def test_what_can_be_told_is_traced_once() -> None:
+def test_what_can_be_told_is_traced_once(monkeypatch: pytest.MonkeyPatch) -> None:
     q, k, v = _qkv()
+    traced, trace = [], _program._traced
+
+    def counted(function: Callable[[], Any]) -> Any:
+        traced.append(function)
+        return trace(function)
+
+    monkeypatch.setattr(_program, "_traced", counted)
+
     def make(table: Tensor) -> Callable[..., Any]:
         return lambda s, b, h, i, j: s + table[h, i - j + 4]
 
@@ -51,6 +59,11 @@ def test_what_can_be_told_is_traced_once() -> None:
     assert known is not None and again is not None and known.key == again.key
     table = torch.randn(2, 9)
     assert not torch.equal(flex_attention(q, k, v, make(table)), before)
+    assert len(traced) == 1
+    with torch.no_grad():
+        flex_attention(q, k, v, make(table))
+        flex_attention(q, k, v, make(table + 1))
+    assert len(traced) == 2, "once for the results of a call that is not recorded"
     other = reads((make(torch.ones(2, 10)),), (q, k, v))
     assert other is not None and other.key != known.key
 

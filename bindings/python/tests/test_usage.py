@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import functools
+import inspect
 from typing import Any
 
 import pytest
 import torch
+import torch.nn.attention.flex_attention as torchs_module
 from oracle import dense
 from torch import Tensor
+from torch._higher_order_ops.associative_scan import associative_scan as torchs_scan
 
 import tilewright
 import tilewright.torch
@@ -22,10 +25,18 @@ def causal(b: Any, h: Any, q: Any, k: Any) -> Any:
     return q >= k
 
 
-def test_every_public_name_is_there() -> None:
-    import torch.nn.attention.flex_attention as torchs
+@pytest.mark.parametrize("name", ["flex_attention", "create_block_mask", "create_mask", "and_masks", "or_masks", "associative_scan"])
+def test_signatures_are_pytorchs(name: str) -> None:
+    """The same arguments with the same defaults; what PyTorch lacks is behind them, by keyword."""
+    theirs = inspect.signature(torchs_scan if name == "associative_scan" else getattr(torchs_module, name))
+    ours = list(inspect.signature(getattr(tilewright.torch, name)).parameters.values())
+    wanted = [(p.name, p.kind, p.default) for p in theirs.parameters.values()]
+    assert [(p.name, p.kind, p.default) for p in ours[: len(wanted)]] == wanted
+    assert all(p.kind is p.KEYWORD_ONLY and p.default is not p.empty for p in ours[len(wanted) :])
 
-    for name in (*torchs.__all__, "_DEFAULT_SPARSE_BLOCK_SIZE", "_mask_mod_signature", "_score_mod_signature"):
+
+def test_every_public_name_is_there() -> None:
+    for name in (*torchs_module.__all__, "_DEFAULT_SPARSE_BLOCK_SIZE", "_mask_mod_signature", "_score_mod_signature"):
         assert hasattr(tilewright.torch, name), name
     assert torch.equal(create_mask(causal, 1, 1, 5, 5, device="cpu")[0, 0], torch.ones(5, 5).tril().bool())
 

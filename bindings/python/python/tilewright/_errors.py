@@ -27,6 +27,10 @@ class TraceError(TilewrightError, TypeError):
     code = "trace"
 
 
+class TraceAttributeError(TraceError, AttributeError):
+    """A user's function asked a traced value for an attribute that it has not."""
+
+
 class OutOfRangeError(TilewrightError, IndexError):
     """A captured array was read outside its bounds, for a pair that is not masked out."""
 

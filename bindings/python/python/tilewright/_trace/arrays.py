@@ -97,6 +97,44 @@ def matmul(x: Any, y: Any) -> Value:
     return region.emit("dot", [a, b], kind, (*batch, a._shape[-2], b._shape[-1]), attributes)
 
 
+def einsum(equation: str, *operands: Any) -> Value:
+    """Products, summed along the axes whose letters the result lacks."""
+    items = _sequence(operands)
+    terms, arrow, result = equation.replace(" ", "").partition("->")
+    letters = terms.split(",")
+    result = result if arrow else "".join(sorted(letter for letter in set(terms) - {","} if terms.count(letter) == 1))
+    once = all(term.isalpha() and len(set(term)) == len(term) for term in (*letters, result or "a"))
+    if not once or len(letters) != len(items) or not set(result) <= set(terms):
+        raise refuse(f"einsum {equation!r} of {len(items)} arrays", "give each axis of an array a letter of its own")
+    region = region_of(items)
+    kind = region.result_kind(items)
+    values = [region.lift(item, kind) for item in items]
+    for value, term in zip(values, letters):
+        if value.ndim != len(term):
+            raise refuse(f"einsum {equation!r}: {value.ndim} axes for {term!r}", "give each axis a letter")
+    value, term = values[0], letters[0]
+    for place, (other, right) in enumerate(zip(values[1:], letters[1:]), 2):
+        value, term = _contract(value, term, other, right, set(result).union(*letters[place:]))
+    value = reduce("sum", value, [axis for axis, letter in enumerate(term) if letter not in result])
+    kept = [letter for letter in term if letter in result]
+    return permute(value, [kept.index(letter) for letter in result])
+
+
+def _contract(a: Value, left: str, b: Value, right: str, kept: set[str]) -> tuple[Value, str]:
+    """The product of two arrays, summed along the axes that both have and nobody keeps; and its axes."""
+    extents = dict(zip(left, a._shape))
+    for letter, extent in zip(right, b._shape):
+        if extents.setdefault(letter, extent) != extent:
+            raise refuse(f"einsum: axis {letter!r} has {extents[letter]} and {extent} positions", "give it one extent")
+    shared = [letter for letter in left if letter in right]
+    batch, summed = ([letter for letter in shared if (letter in kept) == flag] for flag in (True, False))
+    axes = [[term.index(letter) for letter in group] for group in (batch, summed) for term in (left, right)]
+    names = "left_batch", "right_batch", "left_contract", "right_contract"
+    term = "".join([*batch, *(x for x in left if x not in shared), *(x for x in right if x not in shared)])
+    attributes = " ".join(f"{name}={places}" for name, places in zip(names, axes))
+    return a.region.emit("dot", [a, b], a.kind, tuple(extents[letter] for letter in term), attributes), term
+
+
 def _sequence(items: tuple[Any, ...]) -> tuple[int, ...]:
     """``f(x, 2, 3)`` and ``f(x, (2, 3))`` mean the same."""
     return tuple(items[0]) if len(items) == 1 and isinstance(items[0], (tuple, list)) else items

@@ -28,7 +28,8 @@ def run(function: Callable[..., Any], arguments: Sequence[Any], what: str, examp
         reason = str(error).splitlines()[0][:300]
         raise TraceError(
             f"a function that knows nothing of traced values is given one: {reason}\n  --> {_place(stack)}\n"
-            f"   = help: use operators and {example.region.library.module}'s functions, and arrays that were captured"
+            f"   = help: use operators and {example.region.library.module}'s functions, such as "
+            f"{example.region.library.module}.where for a condition, and arrays that were captured"
         ) from error
 
 

@@ -162,7 +162,7 @@ OPERATIONS: dict[str, Operation] = {
     "sum": arrays.sum_of, "mean": arrays.mean, "any": arrays.truth_of("max"), "all": arrays.truth_of("min"),
     "softmax": arrays.softmax,
     **{name: arrays.matmul for name in ("dot", "matmul", "mm", "bmm", "mv", "vdot", "inner")},
-    "rmatmul": reflected(arrays.matmul),
+    "rmatmul": reflected(arrays.matmul), "einsum": arrays.einsum,
 
     "reshape": arrays.reshape, "view": arrays.reshape, "flatten": lambda x: arrays.reshape(x, -1),
     "ravel": lambda x: arrays.reshape(x, -1),

@@ -49,6 +49,8 @@ class Library:
     #: What stands for a number of the library's own kind: one of Python's, or an array without axes; ``None`` for
     #: anything that is no number.
     number: Callable[[object], Any] = number_of_numpy
+    #: Whether gradients go by way of what is computed now.
+    differentiates: Callable[[], bool] = lambda: True
 
 
 class Value:
@@ -153,6 +155,8 @@ class Region:
         names = ", ".join([operand.name for operand in operands])
         typed = f": {written_type(kind, shape)}" if op in _TYPED else ""
         self.statements.append(f"{result.name}{typed} = {op} {names} {attributes}")
+        if op != "stop_gradient" and not self.library.differentiates():
+            return self.emit("stop_gradient", [result], kind, shape)
         return result
 
     def emit_several(

@@ -6,11 +6,11 @@ from typing import Any
 
 from typing_extensions import Self
 
-from tilewright._errors import TraceError
+from tilewright._errors import TraceAttributeError, TraceError
 from tilewright._trace import arrays, bits, elementwise, indexing
 from tilewright._trace.elementwise import binary, compare, unary
 from tilewright._trace.operations import OPERATIONS, record
-from tilewright._trace.region import Value, refuse, user_line
+from tilewright._trace.region import Value, refuse
 
 #: What operators take beside a traced value.
 Operand = Any
@@ -44,7 +44,9 @@ class Traced(Value):
     def __getattr__(self, name: str) -> Any:
         operation = OPERATIONS.get(name)
         if operation is None:
-            raise AttributeError(f"a value inside a traced function has no attribute {name!r} (at {user_line()})")
+            instead = "assign the result of a function: x = x + y" if name.endswith("_") else "use operators and functions"
+            missing = refuse(f"a value inside a traced function has no attribute {name!r}", instead)
+            raise TraceAttributeError(str(missing))
         return lambda *args, **kwargs: record(operation, f".{name}()", (self, *args), kwargs)
 
     def __bool__(self) -> bool:

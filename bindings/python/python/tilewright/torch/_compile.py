@@ -14,6 +14,7 @@ import torch
 import torch.utils._pytree as pytree
 from torch import Tensor, fx
 from torch._C._functorch import maybe_current_level
+from torch._dynamo.symbolic_convert import InstructionTranslator
 from torch._higher_order_ops.flex_attention import flex_attention as flex_attention_op
 from torch._higher_order_ops.wrap import wrap
 from torch._inductor.custom_graph_pass import CustomGraphPass
@@ -45,6 +46,15 @@ _constant: Callable[..., Callable[[], bool]] = torch.compiler.assume_constant_re
 
 #: Whether the call that is being compiled is inside ``torch.func`` or forward mode.
 is_transformed = _constant(_in_transformation)
+
+
+def _is_plain_backend() -> bool:
+    compiler = InstructionTranslator.current_tx().output.compiler_fn
+    return str(getattr(compiler, "_compiler_name", "")).startswith(("eager", "aot_eager"))
+
+
+#: Whether the backend that compiles the call runs operators as they are, without the pass that replaces them.
+is_plain_backend = _constant(_is_plain_backend)
 
 
 def _identity(score: Any, b: Any, h: Any, q: Any, k: Any) -> Any:
@@ -118,7 +128,7 @@ class ReplaceCalls(CustomGraphPass):
 
     def uuid(self) -> str:
         """Changes when the pass does."""
-        return f"tilewright-{_native.__version__}-7"
+        return f"tilewright-{_native.__version__}-8"
 
 
 def install() -> None:

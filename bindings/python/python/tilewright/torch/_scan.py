@@ -8,6 +8,7 @@ from typing import Any
 import torch
 import torch.utils._pytree as pytree
 from torch import Tensor
+from torch._higher_order_ops.associative_scan import associative_scan as torchs_scan
 
 from tilewright._errors import ArgumentError
 from tilewright._scan import Order, axis_of, check_options
@@ -60,18 +61,21 @@ def associative_scan(
     """
     if torch.compiler.is_dynamo_compiling() and _compile.is_transformed():
         return _uncompiled(combine_fn, xs, dim, reverse, init=init, exclusive=exclusive, segments=segments)
-    if combine_mode not in ("pointwise", "generic"):
-        raise ArgumentError(f'combine_mode: "pointwise" or "generic" expected, {combine_mode!r} found')
+    _check_arguments(combine_fn, dim, reverse, combine_mode)
     leaves, structure = pytree.tree_flatten(xs)
     for i, leaf in enumerate(leaves):
         if not isinstance(leaf, Tensor):
             raise ArgumentError(f"xs: leaf {i}: a tensor expected, {type(leaf).__name__} found")
+        if leaf.layout != torch.strided:
+            raise ArgumentError(f"xs: leaf {i}: a dense tensor expected, {leaf.layout} found; give leaf.to_dense()")
     axis = axis_of(leaves, dim, "dim")
     check_options(init, exclusive)
     start = None if init is None else _init(init, structure)
     if leaves[0].shape[axis] == 0:
         return xs
     if torch.compiler.is_dynamo_compiling():
+        if start is None and segments is None and _compile.is_plain_backend():
+            return torchs_scan(combine_fn, xs, axis, reverse, combine_mode="generic")
         results = _compile.associative_scan(combine_fn, leaves, structure, axis, reverse, start, exclusive, segments)
     else:
         program, captures = _program.scan(
@@ -88,6 +92,17 @@ def associative_scan(
 
 
 _uncompiled = _compile.uncompiled(associative_scan)
+
+
+def _check_arguments(combine_fn: object, dim: object, reverse: object, combine_mode: str) -> None:
+    if not callable(combine_fn):
+        raise ArgumentError(f"combine_fn: a function expected, {type(combine_fn).__name__} found")
+    if not isinstance(dim, int):
+        raise ArgumentError(f"dim: a whole number expected, {type(dim).__name__} found")
+    if not isinstance(reverse, bool):
+        raise ArgumentError(f"reverse: True or False expected, {type(reverse).__name__} found")
+    if combine_mode not in ("pointwise", "generic"):
+        raise ArgumentError(f'combine_mode: "pointwise" or "generic" expected, {combine_mode!r} found')
 
 
 def _init(init: Any, structure: Any) -> list[Tensor]:

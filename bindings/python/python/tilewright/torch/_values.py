@@ -17,7 +17,7 @@ from torch import Tensor
 from tilewright._errors import TraceError
 from tilewright._trace.elementwise import Operation
 from tilewright._trace.operations import operation, record
-from tilewright._trace.region import Library, number_of_numpy
+from tilewright._trace.region import Library, number_of_numpy, refuse
 from tilewright._trace.types import LONG_NAMES, is_float
 from tilewright._trace.value import Traced
 
@@ -82,6 +82,16 @@ class TorchTraced(Traced):
         """The extent of every axis, or of one."""
         return self.shape if dim is None else self.shape[dim]
 
+    def to(self, *args: Any, **kwargs: Any) -> Any:
+        """The value in another element type; it stays where it is."""
+        for argument in (*args, *kwargs.values()):
+            if isinstance(argument, (str, torch.device)) and torch.device(argument).type != self.device.type:
+                raise refuse(
+                    f"a value inside a traced function is moved from device {self.device} to {argument}",
+                    "leave it where the call's tensors are",
+                )
+        return record(operation("to"), ".to()", (self, *args), kwargs)
+
     def is_floating_point(self) -> bool:
         """Whether it is of a float type."""
         return is_float(self.kind)
@@ -121,4 +131,5 @@ LIBRARY = Library(
     parse_kind=parse_kind,
     default_float=lambda: _KINDS[torch.get_default_dtype()],
     number=_number,
+    differentiates=torch.is_grad_enabled,
 )
