@@ -1,7 +1,8 @@
 """Every score function, mask and scan of the acceptance list under ``torch.compile(fullgraph=True)``.
 
 The eager calls are compared with a dense evaluation (`test_attention.py`, `test_scan.py`); what is compiled runs the same
-program, so results and gradients are the same to the last bit.
+program, so results and gradients are the same to the last bit. All of a kind and a type stand in one graph: a graph of its own
+for each would take PyTorch a second.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 import torch.utils._pytree as pytree
-from cases import MASKS, SCORES, Case, Sizes
+from cases import MASKS, SCORES, Sizes
 from oracle import DEVICES
 from test_scan import CASES, CAPTURING
 from torch import Tensor
@@ -29,47 +30,68 @@ def _inputs(sizes: Sizes, dtype: torch.dtype) -> list[Tensor]:
     return [query, key, value]
 
 
-def _same(function: Callable[..., Any], arguments: Any, leaves: list[Tensor]) -> None:
-    torch._dynamo.reset()
-    eager = function(*arguments)
-    compiled = torch.compile(function, fullgraph=True)(*arguments)
-    results, found = ([x for x in pytree.tree_leaves(tree)] for tree in (eager, compiled))
-    assert len(results) == len(found) and all(torch.equal(a, b) for a, b in zip(found, results))
-    if not leaves:
-        return
-    learned = [(a, b) for a, b in zip(found, results) if a.requires_grad]
+#: A call: what it does, what it is given, and what it learns.
+Call = tuple[Callable[[Any], Any], Any, list[Tensor]]
+
+
+def check_compiled(calls: dict[str, Call]) -> None:
+    """Compiles all calls as one graph, and compares each with itself run eagerly."""
+
+    def function(given: dict[str, Any]) -> dict[str, Any]:
+        return {name: call(given[name]) for name, (call, _, _) in calls.items()}
+
+    given = {name: arguments for name, (_, arguments, _) in calls.items()}
+    compiled, eager = torch.compile(function, fullgraph=True)(given), function(given)
+    for name in calls:
+        found, golden = (pytree.tree_leaves(results[name]) for results in (compiled, eager))
+        assert len(golden) == len(found) and all(torch.equal(a, b) for a, b in zip(found, golden)), name
+    leaves = [x for _, _, own in calls.values() for x in own]
+    learned = [(a, b) for a, b in zip(pytree.tree_leaves(compiled), pytree.tree_leaves(eager)) if b.requires_grad]
     cotangents = [torch.randn_like(a) for a, _ in learned]
     mine, theirs = (
-        torch.autograd.grad([pair[side] for pair in learned], leaves, cotangents, allow_unused=True) for side in (0, 1)
+        iter(torch.autograd.grad([pair[side] for pair in learned], leaves, cotangents, allow_unused=True)) for side in (0, 1)
     )
-    for a, b in zip(mine, theirs):
-        # An unused capture has no gradient, or one of zeros.
-        if a is None or b is None:
-            assert all(x is None or not x.any() for x in (a, b))
-        else:
-            assert torch.equal(a, b)
+    for name, (_, _, own) in calls.items():
+        for place, _ in enumerate(own):
+            a, b = next(mine), next(theirs)
+            # An unused capture has no gradient, or one of zeros.
+            same = torch.equal(a, b) if a is not None and b is not None else all(x is None or not x.any() for x in (a, b))
+            assert same, f"{name}: gradient {place}"
+
+
+def attention_call(inputs: list[Tensor], score: Any, mask: Any, captured: list[Tensor]) -> Call:
+    """A call of attention, with its log-sum-exp."""
+
+    def call(given: list[Tensor]) -> tuple[Tensor, Tensor]:
+        query, key, value = given
+        return flex_attention(query, key, value, score, mask, return_lse=True)
+
+    return call, inputs, [*inputs, *captured]
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("case", SCORES, ids=lambda case: case.name)
 @pytest.mark.parametrize("device", DEVICES)
-def test_score(device: str, case: Case, dtype: torch.dtype) -> None:
-    sizes = Sizes(device=device)
-    score, captured = case.make(sizes, dtype)
-    inputs = _inputs(sizes, dtype)
-    _same(lambda q, k, v: flex_attention(q, k, v, score, return_lse=True), inputs, [*inputs, *captured])
+def test_scores(device: str, dtype: torch.dtype) -> None:
+    calls: dict[str, Call] = {}
+    for case in SCORES:
+        sizes = Sizes(device=device)
+        score, captured = case.make(sizes, dtype)
+        calls[case.name] = attention_call(_inputs(sizes, dtype), score, None, captured)
+    check_compiled(calls)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("name", MASKS)
 @pytest.mark.parametrize("device", DEVICES)
-def test_mask(device: str, name: str, dtype: torch.dtype) -> None:
-    sizes = Sizes(device=device)
+def test_masks(device: str, dtype: torch.dtype) -> None:
     relative = next(case for case in SCORES if case.name == "relative_signed")
-    score, captured = relative.make(sizes, dtype)
-    inputs = _inputs(sizes, dtype)
-    mask = create_block_mask(MASKS[name](sizes), sizes.batch, sizes.heads, sizes.queries, sizes.keys, device=device)
-    _same(lambda q, k, v: flex_attention(q, k, v, score, mask, return_lse=True), inputs, [*inputs, *captured])
+    calls: dict[str, Call] = {}
+    for name, make in MASKS.items():
+        sizes = Sizes(device=device)
+        score, captured = relative.make(sizes, dtype)
+        inputs = _inputs(sizes, dtype)
+        mask = create_block_mask(make(sizes), sizes.batch, sizes.heads, sizes.queries, sizes.keys, device=device)
+        calls[name] = attention_call(inputs, score, mask, captured)
+    check_compiled(calls)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -92,17 +114,19 @@ def test_computed_in_graph(dtype: torch.dtype) -> None:
         torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("name", [*CASES, *CAPTURING])
-def test_scan(name: str, dtype: torch.dtype) -> None:
-    torch.manual_seed(0)
-    captured: list[Tensor] = []
-    if name in CASES:
-        combine, make = CASES[name]
-    else:
-        combine, make, captured = CAPTURING[name](dtype)
-    xs = pytree.tree_map(
-        lambda x: x.to(dtype).requires_grad_() if x.is_floating_point() else x, make(37)
-    )
+def _scan(combine: Callable[..., Any], xs: Any, captured: list[Tensor]) -> Call:
     leaves = [x for x in pytree.tree_leaves(xs) if x.requires_grad]
-    _same(lambda xs: associative_scan(combine, xs, 1), (xs,), [*leaves, *captured])
+    return lambda xs: associative_scan(combine, xs, 1), xs, [*leaves, *captured]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_scans(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    cases: dict[str, tuple[Callable[..., Any], Callable[[int], Any], list[Tensor]]]
+    cases = {name: (combine, make, []) for name, (combine, make) in CASES.items()}
+    cases |= {name: make(dtype) for name, make in CAPTURING.items()}
+    calls: dict[str, Call] = {}
+    for name, (combine, make, captured) in cases.items():
+        xs = pytree.tree_map(lambda x: x.to(dtype).requires_grad_() if x.is_floating_point() else x, make(37))
+        calls[name] = _scan(combine, xs, captured)
+    check_compiled(calls)

@@ -1,7 +1,8 @@
-"""PyTorch's published cases for flex attention and associative scan: their functions, lengths and tolerances.
+"""PyTorch's published cases for flex attention: their functions, lengths and tolerances.
 
 The rule is theirs: the mean error against ``float64`` is at most ten times that of their unfused evaluation in
-``float32``, and 1.1 times in half types. Batch and heads are smaller, since the golden evaluation holds every score.
+``float32``, and 1.1 times in half types. Batch and heads are smaller, since the golden evaluation holds every score; so are
+the 2,048 positions of theirs, but for two functions: the others differ from these in what is computed for a pair.
 ``COMPATIBILITY.md`` lists what is not here, and why.
 """
 
@@ -13,14 +14,14 @@ from typing import Any
 
 import pytest
 import torch
-import torch.utils._pytree as pytree
-from test_scan import loop
 from torch import Tensor
 
-from tilewright.torch import and_masks, associative_scan, create_block_mask, flex_attention, or_masks
+from tilewright.torch import and_masks, create_block_mask, flex_attention, or_masks
 
 Function = Callable[..., Any]
-LENGTH, SIZE = 2048, 64
+LENGTH, SIZE = 512, 64
+#: Score functions that are run at 2,048 positions.
+LONG = ("identity", "rel_causal")
 FUDGE = {torch.float32: 10.0, torch.bfloat16: 1.1, torch.float16: 1.1}
 
 
@@ -107,7 +108,7 @@ SCORES: dict[str, tuple[Function | None, Function | None]] = {
 @pytest.mark.parametrize("name", SCORES)
 def test_score_functions(name: str, dtype: torch.dtype) -> None:
     score, mask = SCORES[name]
-    run(score, mask, dtype)
+    run(score, mask, dtype, (1, 2, 2048 if name in LONG else LENGTH, SIZE))
 
 
 @pytest.mark.parametrize("block", [128, 256, (128, 256), (256, 128)], ids=str)
@@ -169,48 +170,3 @@ def test_softcap_and_nested_functions() -> None:
 
     run(soft_cap(20.0), None, torch.float32, (1, 2, 256, SIZE))
     run(composed, None, torch.float32, (1, 2, 256, SIZE))
-
-
-def _matrices(x: Any, y: Any) -> Any:
-    return x @ y
-
-
-def _s5(x: Any, y: Any) -> Any:
-    return x[0] * y[0], y[0] * x[1] + y[1]
-
-
-def _nonpointwise(x: Tensor, y: Tensor) -> Tensor:
-    weights = torch.tensor([[0.1, 0.8], [0.8, 0.1]], dtype=x.dtype)
-    return x @ weights @ y
-
-
-@pytest.mark.parametrize("reverse", [False, True])
-@pytest.mark.parametrize("name", ["add", "mul", "matmul", "nonpointwise", "tuple", "s5", "complex_pytree"])
-def test_scan_functions(name: str, reverse: bool) -> None:
-    torch.manual_seed(0)
-
-    def normal(*shape: int) -> Tensor:
-        return torch.randn(shape, dtype=torch.float64).requires_grad_()
-
-    cases: dict[str, tuple[Function, Any]] = {
-        "add": (lambda x, y: x + y, normal(3, 10, 2)),
-        "mul": (lambda x, y: x * y, normal(3, 10, 2)),
-        "matmul": (_matrices, normal(10, 2, 2)),
-        "nonpointwise": (_nonpointwise, normal(10, 2, 2)),
-        "tuple": (lambda x, y: (x[0] + y[0], x[1] * y[1]), (normal(3, 10, 2), normal(3, 10, 2))),
-        "s5": (_s5, (normal(3, 10, 2), normal(3, 10, 2))),
-        "complex_pytree": (
-            lambda x, y: {"i": x["i"] * y["i"], "j": ([x["j"][0][0] + y["j"][0][0]], [{"o": x["j"][1][0]["o"] + y["j"][1][0]["o"]}])},
-            {"i": normal(3, 10, 2), "j": ([normal(3, 10, 2)], [{"o": normal(3, 10, 2)}])},
-        ),
-    }
-    combine, xs = cases[name]
-    dim = 0 if name in ("matmul", "nonpointwise") else 1
-    leaves = pytree.tree_leaves(xs)
-    ours = pytree.tree_leaves(associative_scan(combine, xs, dim, reverse=reverse, combine_mode="generic"))
-    golden = pytree.tree_leaves(loop(combine, xs, dim, reverse))
-    for a, b in zip(ours, golden):
-        torch.testing.assert_close(a, b)
-    cotangents = [torch.randn_like(x) for x in golden]
-    for a, b in zip(torch.autograd.grad(ours, leaves, cotangents), torch.autograd.grad(golden, leaves, cotangents)):
-        torch.testing.assert_close(a, b)

@@ -285,7 +285,7 @@ SCORES: dict[str, Function] = {
 
 @pytest.mark.parametrize("name", SCORES)
 def test_gradcheck(name: str) -> None:
-    q, k, v = inputs(2, 2, 11, 4, dtype=torch.float64)
+    q, k, v = inputs(1, 2, 7, 3, dtype=torch.float64)
     assert torch.autograd.gradcheck(lambda q, k, v: flex_attention(q, k, v, SCORES[name]), (q, k, v))
     assert torch.autograd.gradcheck(lambda q, k, v: flex_attention(q, k, v, SCORES[name], return_lse=True)[1], (q, k, v))
 

@@ -68,29 +68,44 @@ OPTIONS: dict[str, tuple[bool, bool, Tensor | None]] = {
 }
 
 
-@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+def _check(found: Any, golden: Any, leaves: list[Tensor]) -> None:
+    ours, theirs = pytree.tree_leaves(found), pytree.tree_leaves(golden)
+    for a, b in zip(ours, theirs):
+        torch.testing.assert_close(a, b)
+    cotangents = [torch.randn_like(x) for x in theirs]
+    gradients = (torch.autograd.grad(x, leaves, cotangents, allow_unused=True) for x in (ours, theirs))
+    for leaf, a, b in zip(leaves, *gradients):
+        torch.testing.assert_close(torch.zeros_like(leaf) if a is None else a, torch.zeros_like(leaf) if b is None else b)
+
+
+def _scanned(name: str, reverse: bool, xs: Any, start: Any) -> Any:
+    with_init, exclusive, segments = OPTIONS[name]
+    init = start if with_init else None
+    return associative_scan(linear, xs, 1, reverse, init=init, exclusive=exclusive, segments=segments)
+
+
+def _golden(name: str, reverse: bool, xs: Any, start: Any) -> Any:
+    with_init, exclusive, segments = OPTIONS[name]
+    return folded(linear, xs, reverse, start if with_init else None, exclusive, segments)
+
+
 @pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize("name", OPTIONS)
-def test_options(name: str, reverse: bool, compiled: bool) -> None:
-    with_init, exclusive, segments = OPTIONS[name]
+def test_options(name: str, reverse: bool) -> None:
     xs, start = _inputs(7)
-    init = start if with_init else None
+    _check(_scanned(name, reverse, xs, start), _golden(name, reverse, xs, start), pytree.tree_leaves((xs, start)))
 
-    def ours(xs: Any, init: Any, segments: Tensor | None) -> Any:
-        return associative_scan(linear, xs, 1, reverse, init=init, exclusive=exclusive, segments=segments)
 
-    if compiled:
-        torch._dynamo.reset()  # one function many times over, which it would stop to compile
-        ours = torch.compile(ours, fullgraph=True)
-    found = pytree.tree_leaves(ours(xs, init, segments))
-    golden = pytree.tree_leaves(folded(linear, xs, reverse, init, exclusive, segments))
-    cotangents = [torch.randn_like(x) for x in golden]
-    leaves = [leaf for leaf in pytree.tree_leaves((xs, init)) if leaf is not None]
-    for a, b in zip(found, golden):
-        torch.testing.assert_close(a, b)
-    mine, theirs = (torch.autograd.grad(x, leaves, cotangents, allow_unused=True) for x in (found, golden))
-    for a, b in zip(mine, theirs):
-        torch.testing.assert_close(torch.zeros_like(leaves[0]) if a is None else a, torch.zeros_like(a) if b is None else b)
+@pytest.mark.parametrize("reverse", [False, True])
+def test_compiled_options(reverse: bool) -> None:
+    """All of them in one graph, each on leaves of its own."""
+    given = {name: _inputs(7) for name in OPTIONS}
+
+    def function(given: dict[str, Any]) -> list[Any]:
+        return [_scanned(name, reverse, xs, start) for name, (xs, start) in given.items()]
+
+    golden = [_golden(name, reverse, xs, start) for name, (xs, start) in given.items()]
+    _check(torch.compile(function, fullgraph=True)(given), golden, pytree.tree_leaves(given))
 
 
 def test_a_scan_in_parts_is_the_whole_scan() -> None:
