@@ -1,7 +1,7 @@
 //! Times attention and its gradient on a GPU, as `bench/device.sh` runs it: one line for each score function and
 //! mask, with the time of each kernel.
 //!
-//! `device_bench [--compile FOLDER] BATCH HEADS LENGTH SIZE [bf16|f16|f32 [part of a score function's name ...]]`: with a
+//! `device_bench [--compile FOLDER] BATCH HEADS LENGTH SIZE [bf16|f16|f32 [part of a row's name ...]]`: with a
 //! folder, nothing is run: the text and machine code of the kernels of each gradient go there, and what compiling took
 //! and the assembler says is printed, which needs no GPU.
 
@@ -24,6 +24,22 @@ use tilewright_schedule::{Layout, simplify};
 
 /// Runs of each program; the median is shown.
 const RUNS: usize = 11;
+
+/// Masks that leave little of each row, for the identity alone.
+const NARROW: &[Mask] = &[
+    Mask {
+        name: "window of 512",
+        captures: &[],
+        body: "%behind = ge %q, %k\n %d = sub %q, %k\n %reach: i32[] = constant 512\n %near = le %d, %reach\n \
+               %out = and %behind, %near",
+    },
+    Mask {
+        name: "documents of 700",
+        captures: &[("doc", "i32[Q]", -700)],
+        body: "%behind = ge %q, %k\n %x = gather %doc, %q\n %y = gather %doc, %k\n %same = eq %x, %y\n \
+               %out = and %behind, %same",
+    },
+];
 
 fn main() -> ExitCode {
     let mut arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -61,15 +77,21 @@ fn main() -> ExitCode {
     }
 }
 
-/// Each wanted score function, without a mask and with a causal one.
+/// Each score function without a mask and with a causal one, and the identity with narrow ones too: those that are wanted.
 fn rows(wanted: &[String]) -> Vec<(&'static Score, Option<&'static Mask>)> {
     // Tables of the test's lengths are too short here: only functions whose arrays grow with the call.
     let short = ["700", "[9]"];
-    let fits = |score: &&Score| {
-        !score.captures.iter().any(|(_, ty, _)| short.iter().any(|part| ty.contains(part)))
-            && (wanted.is_empty() || wanted.iter().any(|part| score.name.contains(part.as_str())))
+    let fits =
+        |score: &&Score| !score.captures.iter().any(|(_, ty, _)| short.iter().any(|part| ty.contains(part)));
+    let masks = |score: &Score| if score.name == "identity" { NARROW } else { &[] };
+    let rows = SCORES.iter().filter(fits).flat_map(|score| {
+        let usual = [(score, None), (score, Some(&MASKS[0]))];
+        usual.into_iter().chain(masks(score).iter().map(move |mask| (score, Some(mask))))
+    });
+    let named = |&(score, mask): &(&Score, Option<&Mask>)| {
+        wanted.is_empty() || wanted.iter().any(|part| name(score, mask).contains(part.as_str()))
     };
-    SCORES.iter().filter(fits).flat_map(|score| [(score, None), (score, Some(&MASKS[0]))]).collect()
+    rows.filter(named).collect()
 }
 
 fn name(score: &Score, mask: Option<&Mask>) -> String {
@@ -184,14 +206,17 @@ fn contents(arrays: &[DeviceMemory]) -> Result<Vec<Vec<u8>>> {
 /// Elements that are drawn; a prime number, so that they meet each row elsewhere.
 const DRAWN: usize = 1_000_003;
 
-/// Random elements, again and again: floats from −1 to 1, integers from 0 to `limit`.
+/// Random elements, again and again: floats from −1 to 1, integers from 0 to `limit`; where that is negative, integers
+/// that grow by 1 after so many elements.
 fn random(ty: &Type, limit: i64, seed: &mut u64) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(ty.bytes());
-    for _ in 0..ty.elements().min(DRAWN) {
+    for i in 0..ty.elements().min(DRAWN) {
         *seed = seed.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
         let bits = *seed >> 40;
         let scalar = if ty.dtype.is_float() {
             tilewright_ir::Scalar::Float(bits as f64 / (1u64 << 23) as f64 - 1.0)
+        } else if limit < 0 {
+            tilewright_ir::Scalar::Integer(i as i64 / -limit)
         } else {
             tilewright_ir::Scalar::Integer(bits as i64 % limit.max(1))
         };
