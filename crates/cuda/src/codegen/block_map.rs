@@ -15,16 +15,27 @@ fn blocks(map: &BlockMap) -> (usize, usize) {
     (map.queries.div_ceil(map.query_block), map.keys.div_ceil(map.key_block))
 }
 
-/// Bytes of a map: one for each block.
-pub(super) fn bytes(map: &BlockMap) -> usize {
+/// How many blocks there are, of all slices: a byte each.
+fn count(map: &BlockMap) -> usize {
     let (queries, keys) = blocks(map);
     map.batch * map.heads * queries * keys
+}
+
+/// Where the number of tickets lies, after a map's blocks, that whoever shares out work by the map has drawn.
+fn tickets(map: &BlockMap) -> usize {
+    count(map).next_multiple_of(4)
+}
+
+/// Bytes of a map.
+pub(super) fn bytes(map: &BlockMap) -> usize {
+    tickets(map) + 4
 }
 
 /// The fields by which kernels read a map.
 pub(super) fn fields(map: &BlockMap, place: usize, parameters: &mut Parameters) {
     let (queries, keys) = blocks(map);
     parameters.scratch("unsigned char", "blocks", place);
+    parameters.scratch("int", "tickets", place + tickets(map));
     for (name, value) in [
         ("map_batch", map.batch),
         ("map_heads", map.heads),
@@ -62,7 +73,7 @@ pub(super) fn lower(map: &BlockMap, lowering: &mut Lowering) {
     lowering.program.sites.extend(sites);
     lowering.launch(Launch {
         source,
-        blocks: bytes(map).div_ceil(4),
+        blocks: count(map).div_ceil(4),
         threads: 128,
         shared_bytes: 0,
         arguments: parameters.arguments,

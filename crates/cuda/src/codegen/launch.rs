@@ -36,8 +36,9 @@ pub struct Source {
     pub instructions: String,
     /// The text after these: what the kernel is, on any machine that has the functions.
     pub body: String,
-    /// Whether its blocks wait for blocks of greater numbers too, so that all have to run at once. Then there are as many
-    /// as the machine has room for, and a launch's blocks are the most that have something to do.
+    /// Whether its blocks stay, and share out what there is to do; they may wait for blocks of greater numbers too, since all
+    /// run at once. There are as many as the machine has room for, and a launch's blocks are the most that have something
+    /// to do.
     pub all_at_once: bool,
 }
 

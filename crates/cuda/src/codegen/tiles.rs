@@ -89,13 +89,17 @@ pub fn tiles(pass: Pass, needs: Needs, shared_bytes: usize) -> Option<Tiles> {
     best.or_else(|| all.iter().min_by_key(|tiles| tiles.registers)).copied()
 }
 
-/// The tiles of the forward on Hopper: two warpgroups of 64 queries each, two stages of keys and values.
+/// The tiles of the forward on Hopper.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct HopperTiles {
     /// Warpgroups that multiply, each for 64 queries.
     pub groups: usize,
     /// Keys of a tile.
     pub columns: usize,
+    /// Tiles of queries that there is room for: two, so that the next one is there when one is done with, or one.
+    pub query_tiles: usize,
+    /// Tiles of keys, and of values, that there is room for.
+    pub stages: usize,
     /// Head size, padded to whole panels.
     pub head: usize,
     /// Value size, padded.
@@ -112,21 +116,23 @@ pub struct HopperTiles {
 /// elements have not two bytes.
 pub fn hopper_tiles(needs: Needs, plain: bool, shared_bytes: usize) -> Option<HopperTiles> {
     let (head, value) = (needs.head_size.next_multiple_of(64), needs.value_size.next_multiple_of(64));
-    let measured = |(groups, columns): (usize, usize)| {
+    let measured = |(groups, columns): (usize, usize), (query_tiles, stages): (usize, usize)| {
         // Of 504 for one thread of each of three warpgroups, or 512 for four.
         let (producer_registers, consumer_registers) = match groups {
             2 if columns > 128 || value > 192 && !needs.masked => (56, 224),
             2 => (72, 216),
             _ => (56, 152),
         };
-        let elements = 64 * groups * head + 2 * columns * (head + value);
+        let elements = 64 * groups * head * query_tiles + stages * columns * (head + value);
         let panels = if needs.masked { 4 * groups * 16 * (columns + 8) * 2 } else { 0 };
         // A score, its weight rounded and the output; what the score function holds.
         let registers = columns / 2 + columns / 4 + value / 2 + 28 + 24 * (needs.numbers - 1);
-        let shared_bytes = 2 * elements + panels + HOPPER_BARRIERS;
+        let shared_bytes = 2 * elements + panels + FORWARD_BARRIERS;
         let tiles = HopperTiles {
             groups,
             columns,
+            query_tiles,
+            stages,
             head,
             value,
             producer_registers,
@@ -142,17 +148,19 @@ pub fn hopper_tiles(needs: Needs, plain: bool, shared_bytes: usize) -> Option<Ho
     let possible = needs.element == 2 && head * value > 0 && head.max(value) <= 256;
     // As measured: a third group pays for small heads, where nothing but the softmax stands between the products.
     let third = (!needs.masked && plain && head.max(value) == 64).then_some((3, 112));
+    // Tiles of queries, and stages: under a mask blocks go on to the next queries.
+    let ahead = if needs.masked { [(2, 4), (2, 2), (1, 2)].as_slice() } else { &[(1, 2)] };
     let shapes = [(2, 128), (2, 96), (2, 80), (2, 64), (2, 32)];
     third
         .into_iter()
         .chain(shapes)
-        .map(measured)
+        .flat_map(|shape| ahead.iter().map(move |&ahead| measured(shape, ahead)))
         .find(|found| possible && fits(found))
         .map(|(tiles, _)| tiles)
 }
 
-/// Bytes of the barriers and what goes by them.
-const HOPPER_BARRIERS: usize = 8 * 10 + 4 * 6;
+/// Bytes of the forward's barriers and what goes by them, at most.
+pub const FORWARD_BARRIERS: usize = 512;
 
 /// What the one pass of the gradient on Hopper needs, as far as tiles depend on it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -186,6 +194,8 @@ pub struct OnePassTiles {
     pub producer_registers: usize,
     /// Registers of a thread of the two that multiply.
     pub consumer_registers: usize,
+    /// Tiles' parts of the queries' cotangents that there is room for: two, so that one may wait for its turn, or one.
+    pub sum_tiles: usize,
     /// Floats of shared memory for sums of terms.
     pub term_floats: usize,
     /// Bytes of shared memory.
@@ -209,11 +219,19 @@ pub fn one_pass_tiles(needs: OnePassNeeds, shared_bytes: usize) -> Option<OnePas
         (128, 64 | 128) => [64].as_slice(),
         _ => return None,
     };
-    let found = columns.iter().map(|&columns| one_pass_measured(needs, columns, head, value));
-    found.into_iter().find(|tiles| tiles.shared_bytes <= shared_bytes)
+    let mut found = columns.iter().flat_map(|&columns| {
+        [2, 1].map(|sum_tiles| one_pass_measured(needs, columns, sum_tiles, head, value))
+    });
+    found.find(|tiles| tiles.shared_bytes <= shared_bytes)
 }
 
-fn one_pass_measured(needs: OnePassNeeds, columns: usize, head: usize, value: usize) -> OnePassTiles {
+fn one_pass_measured(
+    needs: OnePassNeeds,
+    columns: usize,
+    sum_tiles: usize,
+    head: usize,
+    value: usize,
+) -> OnePassTiles {
     const KEYS: usize = 128;
     // Rows by which a warp sums diagonals.
     let of_warps = if needs.diagonals > 0 { 64 * (columns + 8) } else { 0 };
@@ -222,16 +240,17 @@ fn one_pass_measured(needs: OnePassNeeds, columns: usize, head: usize, value: us
     let term_floats = term_floats.next_multiple_of(4);
     let elements = KEYS * (head + value) + 2 * columns * (head + value) + 2 * KEYS * columns;
     let rows = if needs.row_gains { 6 } else { 4 };
-    let floats = columns * head + rows * columns + term_floats + needs.pairs * columns * KEYS;
+    let floats = sum_tiles * columns * head + rows * columns + term_floats + needs.pairs * columns * KEYS;
     OnePassTiles {
         columns,
         head,
         value,
         producer_registers: 24,
         consumer_registers: 240,
+        sum_tiles,
         term_floats,
         // Barriers, tiles that were walked to, and which keys the block owns.
-        shared_bytes: 2 * elements + 4 * floats + 11 * 8 + 4 * 20 + 6 * 4,
+        shared_bytes: 2 * elements + 4 * floats + 13 * 8 + 4 * 20 + 6 * 4,
     }
 }
 

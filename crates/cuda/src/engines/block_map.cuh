@@ -1,8 +1,9 @@
 // The blocks that a mask leaves: a warp for each block evaluates the mask over the block's intervals, and where these do
 // not tell, at its pairs until it has met one that is admitted and one that is not. No array of queries × keys: one
-// byte for each block.
+// byte for each block. Nobody has drawn a ticket yet for the work that the map leaves.
 
 KERNEL void __launch_bounds__(128) block_map(const __grid_constant__ Parameters p) {
+    if (block_index() == 0 && thread_index() == 0) *p.tickets = 0;
     int block = block_index() * 4 + warp_index(), row_blocks = p.query_blocks, column_blocks = p.key_blocks;
     if (block >= (int)(p.map_batch * p.map_heads) * row_blocks * column_blocks) return;
     int j = block % column_blocks, i = block / column_blocks % row_blocks, slice = block / column_blocks / row_blocks;
@@ -16,12 +17,20 @@ KERNEL void __launch_bounds__(128) block_map(const __grid_constant__ Parameters 
     bool any = safe && truth.must, all = any || !safe || truth.may;
     if (!safe || (truth.may && !truth.must)) {
         any = false;
-        for (int pair = 0; pair < rows * columns && (all || !any); pair += 32) {
-            int mine = pair + lane_index();
-            bool inside = mine < rows * columns;
-            bool admitted = inside && admits(p, b, h, query + mine / columns, key + mine % columns, fault);
+        all = true;
+        auto look = [&](int row, int column, bool inside) {
+            bool admitted = inside && admits(p, b, h, query + row, key + column, fault);
             any = any || ballot(admitted) != 0;
             all = all && ballot(inside && !admitted) == 0;
+        };
+        // First from corner to corner, which tells of nearly all blocks that are mixed.
+#pragma unroll
+        for (int i = 0; i < 8; i += 2) {
+            look((lane_index() / 16 + i) * (rows - 1) / 7, lane_index() % 16 * (columns - 1) / 15, true);
+        }
+        for (int pair = 0; pair < rows * columns && (all || !any); pair += 32) {
+            int mine = pair + lane_index();
+            look(mine / columns, mine % columns, mine < rows * columns);
         }
     }
     if (lane_index() == 0) p.blocks[block] = all ? 2 : any ? 1 : 0;

@@ -17,6 +17,7 @@ struct Parameters {
     const float16* value;
     long long value_strides[4];
     const unsigned char* blocks;
+    int* tickets;
     long long map_batch;
     long long map_heads;
     long long query_block;
@@ -104,6 +105,7 @@ struct Parameters {
     const float16* value;
     long long value_strides[4];
     const unsigned char* blocks;
+    int* tickets;
     long long map_batch;
     long long map_heads;
     long long query_block;
@@ -187,6 +189,7 @@ struct Parameters {
     const float16* value;
     long long value_strides[4];
     const unsigned char* blocks;
+    int* tickets;
     long long map_batch;
     long long map_heads;
     long long query_block;
@@ -274,6 +277,7 @@ struct Parameters {
     const float16* value;
     long long value_strides[4];
     const unsigned char* blocks;
+    int* tickets;
     long long map_batch;
     long long map_heads;
     long long query_block;

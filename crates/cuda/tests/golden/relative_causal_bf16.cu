@@ -4,6 +4,7 @@ launch block_map on 1 blocks of 128 threads, 0 bytes of shared memory
 
 struct Parameters {
     unsigned char* blocks;
+    int* tickets;
     long long map_batch;
     long long map_heads;
     long long query_block;
@@ -161,6 +162,7 @@ struct Parameters {
     const bfloat16* value;
     long long value_strides[4];
     unsigned char* blocks;
+    int* tickets;
     long long map_batch;
     long long map_heads;
     long long query_block;
@@ -253,6 +255,7 @@ struct Parameters {
     const bfloat16* value;
     long long value_strides[4];
     unsigned char* blocks;
+    int* tickets;
     long long map_batch;
     long long map_heads;
     long long query_block;
@@ -341,6 +344,7 @@ struct Parameters {
     const bfloat16* value;
     long long value_strides[4];
     unsigned char* blocks;
+    int* tickets;
     long long map_batch;
     long long map_heads;
     long long query_block;

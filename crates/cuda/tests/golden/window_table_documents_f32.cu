@@ -4,6 +4,7 @@ launch block_map on 1 blocks of 128 threads, 0 bytes of shared memory
 
 struct Parameters {
     unsigned char* blocks;
+    int* tickets;
     long long map_batch;
     long long map_heads;
     long long query_block;
@@ -179,6 +180,7 @@ struct Parameters {
     const float* value;
     long long value_strides[4];
     unsigned char* blocks;
+    int* tickets;
     long long map_batch;
     long long map_heads;
     long long query_block;
@@ -287,6 +289,7 @@ struct Parameters {
     const float* value;
     long long value_strides[4];
     unsigned char* blocks;
+    int* tickets;
     long long map_batch;
     long long map_heads;
     long long query_block;
@@ -391,6 +394,7 @@ struct Parameters {
     const float* value;
     long long value_strides[4];
     unsigned char* blocks;
+    int* tickets;
     long long map_batch;
     long long map_heads;
     long long query_block;

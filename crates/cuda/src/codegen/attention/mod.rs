@@ -27,7 +27,11 @@ pub(super) use backward::lower as backward;
 const TILES: &str = include_str!("../../engines/attention/tiles.cuh");
 const SOFTMAX: &str = include_str!("../../engines/attention/softmax.cuh");
 const MACHINE_HOPPER: &str = include_str!("../../engines/machine_hopper.cuh");
+const FINITE: &str = include_str!("../../engines/attention/finite.cuh");
+const FORWARD_BRING: &str = include_str!("../../engines/attention/forward_bring.cuh");
 const SOFTMAX_HOPPER: &str = include_str!("../../engines/attention/softmax_hopper.cuh");
+const FORWARD_TILES: &str = include_str!("../../engines/attention/forward_tiles.cuh");
+const FORWARD_MASKED: &str = include_str!("../../engines/attention/forward_masked.cuh");
 const FORWARD_HOPPER: &str = include_str!("../../engines/attention/forward_hopper.cuh");
 const FORWARD: &str = include_str!("../../engines/attention/forward.cuh");
 
@@ -62,10 +66,13 @@ pub(super) fn forward(forward: &AttentionForward, lowering: &mut Lowering) -> Re
         let AttentionShape { value_size, .. } = attention.shape;
         parameters.integer("items", items as i64);
         constants += &constant("int", "GROUPS", tiles.groups);
+        constants += &constant("int", "QUERY_TILES", tiles.query_tiles);
+        constants += &constant("int", "STAGES", tiles.stages);
+        constants += &constant("int", "BARRIER_BYTES", tiles::FORWARD_BARRIERS);
         constants += &constant("bool", "PLAIN", plain);
-        // Where a mask leaves the groups different work, turns would make them wait; a score function's arithmetic
-        // is worth it.
-        constants += &constant("bool", "TURNS", attention.mask.is_none() || !plain);
+        // Under a mask groups may have different work, and turns would make them wait; a score function's arithmetic is
+        // worth it.
+        constants += &constant("bool", "TURNS", !plain);
         let map = attention.block_map.and_then(|slot| lowering.block_maps[slot]);
         let (rows, columns) = map.map_or((1, 1), |(map, _)| (map.query_block, map.key_block));
         constants += &constant("int", "MAP_ROWS", rows);
@@ -99,18 +106,24 @@ pub(super) fn forward(forward: &AttentionForward, lowering: &mut Lowering) -> Re
         attention.dtype, attention.shape.head_size, attention.shape.value_size, tiles.columns
     );
     let (source, threads) = if hopper.is_some() {
-        let engine = [FRAGMENTS, TILES, SOFTMAX_HOPPER, FORWARD_HOPPER];
+        let common = [FRAGMENTS, TILES, FINITE, FORWARD_TILES];
+        let masked = attention.mask.is_some();
+        let own: &[&str] = if masked {
+            &[FORWARD_BRING, SOFTMAX_HOPPER, FORWARD_MASKED]
+        } else {
+            &[SOFTMAX_HOPPER, FORWARD_HOPPER]
+        };
+        let engine = [&common[..], own].concat();
         let source = Source::new("attention_forward_hopper", &comment, &parameters, &text, &engine);
         let instructions = wgmma::instructions(
             attention.dtype,
             tiles.columns,
             attention.shape.value_size.next_multiple_of(8),
         );
+        let source =
+            source.with_instructions(format!("{MACHINE_BARRIERS}\n{MACHINE_HOPPER}\n{instructions}"));
         // One more warpgroup brings the tiles.
-        (
-            source.with_instructions(format!("{MACHINE_BARRIERS}\n{MACHINE_HOPPER}\n{instructions}")),
-            32 * tiles.warps + 128,
-        )
+        (if masked { source.all_at_once() } else { source }, 32 * tiles.warps + 128)
     } else {
         let engine = [FRAGMENTS, TILES, SOFTMAX, FORWARD];
         (Source::new("attention_forward", &comment, &parameters, &text, &engine), 32 * tiles.warps)
@@ -127,12 +140,12 @@ pub(super) fn forward(forward: &AttentionForward, lowering: &mut Lowering) -> Re
 }
 
 /// The tiles for Hopper's own instructions, where they serve: rows that can be copied 16 bytes at a time, and
-/// more queries than one warpgroup's.
+/// more queries than one warpgroup's, which have keys.
 fn hopper_tiles(attention: &Attention, needs: Needs, plain: bool, target: Target) -> Option<HopperTiles> {
-    let AttentionShape { queries, head_size, value_size, .. } = attention.shape;
+    let AttentionShape { queries, keys, head_size, value_size, .. } = attention.shape;
     let views = [(&attention.query, head_size), (&attention.key, head_size), (&attention.value, value_size)];
     let whole = views.into_iter().all(|(view, size)| vectors(view, size, attention.dtype));
-    if target.capability != 90 || queries <= 64 || !whole {
+    if target.capability != 90 || queries <= 64 || keys == 0 || !whole {
         return None;
     }
     tiles::hopper_tiles(needs, plain, target.shared_bytes)
@@ -188,6 +201,7 @@ fn common_parameters(attention: &Attention, lowering: &Lowering) -> Parameters {
         Some((map, place)) => block_map::fields(map, place, &mut parameters),
         None => {
             parameters.field("const unsigned char* blocks", Argument::Null);
+            parameters.field("int* tickets", Argument::Null);
             for name in ["map_batch", "map_heads", "query_block", "key_block", "query_blocks", "key_blocks"] {
                 parameters.integer(name, 1);
             }

@@ -1,23 +1,26 @@
 // What the forward on Hopper does with a warp's 16 rows of scores: a softmax in powers of two that goes on from tile
 // to tile, and the rows' results.
 
-constexpr int GROUP = 128, ROWS = 64 * GROUPS, PART = 8;  // elements of 16 bytes
-constexpr int WIDTH = (VALUE_SIZE + 7) / 8 * 8;           // columns of the output that are multiplied
 constexpr float LOG2_E = 1.4426950408889634f, LN_2 = 0.6931471805599453f;
 
-// What is known of the score function before a tile comes: for two rows, whose pairs' first is this lane's. Rows past the
-// end are made, as the last one, and never stored.
+// The query of a lane's first or second row. Rows past the end are made, as the last one, and never stored.
+DEVICE int row_of(const Parameters& p, const Item& item, int own_row, int half) {
+    return min_of(item.first + own_row + lane_index() / 4 + 8 * half, (int)p.queries - 1);
+}
+
+// What is known of the score function before a tile comes: for two rows, whose pairs' first is this lane's.
 struct Scorer {
     ScoreHead head;
     ScoreRow rows[2];
-    int q[2];
-    float scale;
-    DEVICE Scorer(const Parameters& p, int b, int h, int query) {
-        scale = p.scale;
+    int b, h, q[2];
+    // Of an item's 16 rows from `own_row` on.
+    DEVICE void begin(const Parameters& p, const Item& item, int own_row) {
+        b = item.b;
+        h = item.h;
         head = score_head(p, b, h);
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
-            q[half] = min_of(query + lane_index() / 4 + 8 * half, (int)p.queries - 1);
+            q[half] = row_of(p, item, own_row, half);
             rows[half] = score_row(p, head, b, h, q[half]);
         }
     }
@@ -26,8 +29,10 @@ struct Scorer {
 
 // Turns products into scores, −∞ where the pair is not admitted. Where the score function is none and the scale is
 // positive (PLAIN), scores stay products: `Softmax` takes the scale.
-DEVICE void score_tile(const Parameters& p, int b, int h, const Scorer& scorer, int key, int state,
-                       float (&scores)[COLUMNS / 8][4], Fault& fault) {
+DEVICE void score_tile(const Parameters& p, const Scorer& scorer, int key, int state, float (&scores)[COLUMNS / 8][4],
+                       Fault& fault) {
+    int b = scorer.b, h = scorer.h;
+    float scale = p.scale;
     int first = key + 2 * (lane_index() % 4), last = (int)p.keys - 1;
     if (state == FULL && !scorer.outside()) {
         if constexpr (!PLAIN) {
@@ -36,7 +41,7 @@ DEVICE void score_tile(const Parameters& p, int b, int h, const Scorer& scorer, 
             for (int i = 0; i < COLUMNS / 2; ++i) {
                 float& s = scores[i / 4][i % 4];
                 s = score_near(p, scorer.head, scorer.rows[i % 4 / 2], tile, b, h, scorer.q[0], first, i % 4 / 2 * 8,
-                               i / 4 * 8 + i % 2, s * scorer.scale, fault);
+                               i / 4 * 8 + i % 2, s * scale, fault);
             }
         }
         return;
@@ -44,10 +49,11 @@ DEVICE void score_tile(const Parameters& p, int b, int h, const Scorer& scorer, 
 #pragma unroll
     for (int i = 0; i < COLUMNS / 2; ++i) {
         int half = i % 4 / 2, q = scorer.q[half], column = first + i / 4 * 8 + i % 2, k = min_of(column, last);
-        bool live = column <= last && admits(p, b, h, q, k, fault);
+        // Both are found: what one decides of the other takes longer than either.
+        bool live = admits(p, b, h, q, k, fault) & (column <= last);
         float& s = scores[i / 4][i % 4];
         if constexpr (!PLAIN) {
-            s *= scorer.scale;
+            s *= scale;
             s = scorer.outside() ? score(p, b, h, q, k, s, live, fault)
                                  : score_checked(p, scorer.head, scorer.rows[half], b, h, q, k, live, s, fault);
         }
@@ -137,10 +143,10 @@ struct Softmax {
 // Adds the values that are not finite, which the tile has not, where pairs are admitted. Weights go by way of a panel
 // of this warp's rows.
 constexpr int ADMITTED_ROW = COLUMNS + 8, ADMITTED_BYTES = MASKED ? 16 * ADMITTED_ROW * 2 : 0;
-DEVICE void accumulate_unfinite(const Parameters& p, int b, int h, const Scorer& scorer, int key,
+DEVICE void accumulate_unfinite(const Parameters& p, const Item& item, int own_row, int key,
                                 float (&output)[WIDTH / 8][4], const unsigned (&weights)[COLUMNS / 16][4],
                                 Element* rows) {
-    int g = lane_index() / 4, t = lane_index() % 4;
+    int g = lane_index() / 4, t = lane_index() % 4, b = item.b, h = item.h;
     int key_batch = p.key_batch == 1 ? 0 : b, key_head = h / ((int)p.heads / (int)p.key_heads);
     const Element* values =
         p.value + key_batch * p.value_strides[0] + key_head * p.value_strides[1] + key * p.value_strides[2];
@@ -162,7 +168,7 @@ DEVICE void accumulate_unfinite(const Parameters& p, int b, int h, const Scorer&
 #pragma unroll 1
         for (int i = 0; i < 2 * COLUMNS; ++i) {
             int half = i / COLUMNS, depth = i % COLUMNS, row = g + half * 8;
-            int q = half == 0 ? scorer.q[0] : scorer.q[1];
+            int q = row_of(p, item, own_row, half);
             if (key + depth >= (int)p.keys || !admits(p, b, h, q, key + depth, known)) continue;
             float weight = to_float(rows[row * ADMITTED_ROW + depth]);
 #pragma unroll 1
@@ -187,29 +193,42 @@ DEVICE void accumulate_unfinite(const Parameters& p, int b, int h, const Scorer&
     sync_warp();
 }
 
-// Stores the results of 16 queries. `panel` is where their rows were in shared memory: rows of 64 elements, in panels
-// ROWS rows apart.
-DEVICE void store_output(const Parameters& p, int b, int h, int query, const float (&output)[WIDTH / 8][4],
-                         Softmax& softmax, Element* panel) {
-    int g = lane_index() / 4, t = lane_index() % 4;
-    constexpr bool STAGED = OUTPUT_VECTOR && VALUE <= HEAD;
+// Stores the results of an item's 16 queries from `own_row` on. `panel` is where their rows were in shared memory, which
+// are not asked for again: rows of 64 elements, in panels ROWS rows apart.
+DEVICE void store_output(const Parameters& p, const Item& item, int own_row, const float (&output)[WIDTH / 8][4],
+                         const Softmax& softmax, Element* panel) {
+    int g = lane_index() / 4, t = lane_index() % 4, b = item.b, h = item.h, query = item.first + own_row;
+    constexpr bool STAGED = OUTPUT_VECTOR && VALUE <= HEAD && (!MASKED || QUERY_TILES == 2);
     Element* to = p.output + b * p.output_strides[0] + h * p.output_strides[1];
-    sync_warp();
+    float totals[2], factors[2];
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
         float total = softmax.total[half];
         total += shuffle_xor(total, 1);
         total += shuffle_xor(total, 2);
-        int row = g + half * 8, q = query + row;
-        float factor = total == 0 ? 0 : 1 / total, origin = softmax.origin[half];
-        if (origin == infinity<float>()) factor = not_a_number<float>();
-        if constexpr (STAGED) {
+        totals[half] = total;
+        factors[half] = total == 0 ? 0 : 1 / total;
+        if (softmax.origin[half] == infinity<float>()) factors[half] = not_a_number<float>();
+    }
+    if constexpr (STAGED) {
+        // Of each four blocks of 8 × 8 a lane stores a row.
+        int lane = lane_index(), place = lane % 16 * 64 + (lane / 16 ^ lane % 8) * PART;
+        sync_warp();
 #pragma unroll
-            for (int j = 0; j < WIDTH / 8; ++j) {
-                unsigned word = pack<Element>(output[j][2 * half] * factor, output[j][2 * half + 1] * factor);
-                *(unsigned*)(panel + (j / 8 * ROWS + row) * 64 + (j % 8 ^ row % 8) * PART + 2 * t) = word;
+        for (int i = 0; i < WIDTH / 8; i += 2) {
+            unsigned words[4];
+#pragma unroll
+            for (int word = 0; word < 4; ++word) {
+                int block = i + word / 2 < WIDTH / 8 ? i + word / 2 : i, half = word % 2;
+                words[word] = pack<Element>(output[block][2 * half] * factors[half], output[block][2 * half + 1] * factors[half]);
             }
+            store_matrices(panel + i / 8 * ROWS * 64 + (place ^ i % 8 * PART), words);
         }
+    }
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+        int row = g + half * 8, q = query + row;
+        float total = totals[half], factor = factors[half], origin = softmax.origin[half];
         if (q < p.queries) {
             float* unrounded =
                 p.unrounded + b * p.unrounded_strides[0] + h * p.unrounded_strides[1] + q * p.unrounded_strides[2];
