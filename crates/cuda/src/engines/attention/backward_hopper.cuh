@@ -18,14 +18,22 @@ DEVICE void load_early(Two (&early)[at_least_one(EARLY)], const float* log2_sum_
 
 // Which pairs of a tile are admitted, a bit each.
 DEVICE Bits admitted_pairs(const Parameters& p, int b, int h, int query, int key, Fault& fault) {
-    int g = lane_index() / 4, t = lane_index() % 4;
+    int last_query = (int)p.queries - 1, last_key = (int)p.keys - 1;
+    query += 2 * (lane_index() % 4);
+    key += lane_index() / 4;
     Bits admitted = 0;
-    // One after the other: registers are scarce.
-#pragma unroll 1
-    for (int i = 0; i < COLUMNS / 2; ++i) {
-        int q = query + i / 4 * 8 + 2 * t + i % 2, k = key + g + i % 4 / 2 * 8;
-        bool live = q < (int)p.queries && k < (int)p.keys && admits(p, b, h, q, k, fault);
-        admitted |= (Bits)live << i;
+    // A few at a time: registers are scarce, and what is read of a query takes a while to come.
+#pragma unroll 8
+    for (int i = 0; i < COLUMNS / 4; ++i) {
+        int q = query + i / 2 * 8 + i % 2;
+        Bits of_query = 0;
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+            int k = key + 8 * half;
+            bool live = admits(p, b, h, min_of(q, last_query), min_of(k, last_key), fault) & (q <= last_query) & (k <= last_key);
+            of_query |= (Bits)live << 2 * half;
+        }
+        admitted |= of_query << (i / 2 * 4 + i % 2);
     }
     return admitted;
 }
@@ -171,23 +179,33 @@ DEVICE void query_sums_of_admitted(float (&sums)[BLOCKS][4], const Shared& s, co
     }
 }
 
-// Stores the sums of 16 keys.
+// Stores the sums of 16 keys, by way of a panel of their own.
 template <int SIZE, int BLOCKS>
 DEVICE void store_keys(const Parameters& p, Element* to, long long row_stride, const float (&sums)[BLOCKS][4], int key,
-                       float factor) {
-    int g = lane_index() / 4, t = lane_index() % 4;
+                       float factor, Element* panel) {
+    int lane = anew(lane_index()), place = lane % 16 * 64 + (lane / 16 ^ lane % 8) * PART, row = lane / 8, part = lane % 8;
 #pragma unroll
-    for (int half = 0; half < 2; ++half) {
-        int k = key + g + half * 8;
-        if (k >= p.keys) continue;
+    for (int first = 0; first < BLOCKS; first += 8) {
+        // Of each four blocks of 8 × 8 a lane stores a row.
 #pragma unroll
-        for (int j = 0; j < BLOCKS; ++j) {
-            int column = 8 * j + 2 * t;
-            if (column < SIZE) {
-                *(unsigned*)(to + k * row_stride + column) =
-                    pack<Element>(sums[j][2 * half] * factor, sums[j][2 * half + 1] * factor);
+        for (int i = 0; i < 4; ++i) {
+            unsigned words[4];
+#pragma unroll
+            for (int word = 0; word < 4; ++word) {
+                const float(&x)[4] = sums[first + 2 * i + word / 2];
+                words[word] = pack<Element>(x[word % 2 * 2] * factor, x[word % 2 * 2 + 1] * factor);
             }
+            store_matrices(panel + (place ^ i * 2 * PART), words);
         }
+        sync_warp();
+        int column = first * 8 + part * PART;
+#pragma unroll
+        for (int i = 0; i < 16; i += 4) {
+            if (key + row + i >= (int)p.keys || column >= SIZE) continue;
+            const Words* from = (const Words*)(panel + (row + i) * 64 + (part ^ (row + i) % 8) * PART);
+            *(Words*)(to + (key + row + i) * row_stride + column) = *from;
+        }
+        sync_warp();
     }
 }
 
@@ -224,6 +242,7 @@ DEVICE void multiply_and_differentiate(const Parameters& p) {
     if constexpr (GAINED && !ROW_GAINS) head_gain = gain(p, 0, own.key_batch, own.key_head, 0, fault);
     const float factor = scale * (SCORE_IS_GAIN ? head_gain : 1);
     wait_barrier(&s.barriers->keys, 0);
+    publish_to_matrix_units();
     bool keys_clean = true;
     if constexpr (MASKED) {
         keys_clean = !any_in_warpgroup(
@@ -296,15 +315,15 @@ DEVICE void multiply_and_differentiate(const Parameters& p) {
     };
     // Sums to shared memory in the order of threads and their registers, which `store_queries` knows.
     auto pass_on = [&](const float(&query_sums)[QUERY_BLOCKS][4]) {
-        wait_barrier(&s.barriers->empty_sums, count & 1 ^ 1);
+        wait_for_room(s, count);
 #pragma unroll
         for (int j = 0; j < QUERY_BLOCKS; ++j) {
             const float(&x)[4] = query_sums[j];
-            ((Four*)s.sums)[(group * QUERY_BLOCKS + j) * GROUP + thread % GROUP] = Four{{x[0], x[1], x[2], x[3]}};
+            ((Four*)s.sums_of(count))[(group * QUERY_BLOCKS + j) * GROUP + thread % GROUP] = Four{{x[0], x[1], x[2], x[3]}};
         }
         publish_to_matrix_units();
         sync_warp();
-        if (lane_index() == 0) arrive(&s.barriers->full_sums);
+        if (lane_index() == 0) give_sums(s, count);
     };
     // The same of a tile's terms of a capture that pairs own, which `store_pairs` knows.
     auto pass_pairs_on = [&](const float(&term)[COLUMNS / 8][4]) {
@@ -322,7 +341,19 @@ DEVICE void multiply_and_differentiate(const Parameters& p) {
         if (lane_index() == 0) arrive(&s.barriers->empty[stage]);
     };
 
+    // Which pairs are admitted of a tile, once it is known. The mask over the next tile is found while sums are waited for; but
+    // not where weights are made again, which leaves no register for it.
+    constexpr bool AHEAD = MASKED && !AGAIN;
+    auto admitted_next = [&](int number) {
+        wait_barrier(&s.barriers->known[number % STAGES], number / STAGES & 1);
+        Tile tile = s.tiles[number % WALKED];
+        if (uniform(tile.number) < 0 || uniform(tile.state) == FULL) return ~(Bits)0;
+        return admitted_pairs(p, uniform(tile.b), uniform(tile.h), uniform(tile.number) * COLUMNS, key, fault);
+    };
+
     Tile tile;
+    Bits admitted = ~(Bits)0;
+    if constexpr (AHEAD) admitted = admitted_next(0);
     bool more = next(tile), clean = true;
     // Sums that no product has touched must not meet those under way: the loop is only entered where there is a tile,
     // and what it began is waited for where it ends.
@@ -330,7 +361,6 @@ DEVICE void multiply_and_differentiate(const Parameters& p) {
 #pragma unroll 1
         do {
             int stage = count % STAGES, query = tile.number * COLUMNS;
-            Bits admitted = ~(Bits)0;
             if constexpr (MASKED) {
                 if (tile.state != FULL) {
                     int member = thread % GROUP;
@@ -343,7 +373,6 @@ DEVICE void multiply_and_differentiate(const Parameters& p) {
                     if (!clean) break;
                 }
             }
-            if (tile.state != FULL) admitted = admitted_pairs(p, b, h, query, key, fault);
             const float *log2_sum_exps = s.log2_sum_exps + stage * COLUMNS, *deltas = s.deltas + stage * COLUMNS;
             Two early[at_least_one(EARLY)];
             load_early(early, log2_sum_exps);
@@ -352,6 +381,9 @@ DEVICE void multiply_and_differentiate(const Parameters& p) {
             wait_for_products_but<1>();
             if (count > 0) release(stage ^ 1);
             begin_slopes(stage);
+            if constexpr (!AHEAD) {
+                admitted = tile.state == FULL ? ~(Bits)0 : admitted_pairs(p, b, h, query, key, fault);
+            }
 
             float weights[COLUMNS / 8][4];
             TileTerms terms;
@@ -414,6 +446,7 @@ DEVICE void multiply_and_differentiate(const Parameters& p) {
                 multiply_left<true>(key_sums, slopes_left[i].words, further(queries, 16 * i * PANEL_BYTES), Element{});
             }
             close_products();
+            if constexpr (AHEAD) admitted = admitted_next(count + 1);
             wait_for_products_but<1>();
             hold(query_sums);
             term_sums.finish(p, own, b, h, query, count);
@@ -436,7 +469,7 @@ DEVICE void multiply_and_differentiate(const Parameters& p) {
             float weights[COLUMNS / 8][4];
             TileTerms terms;
             Left<Element> weights_left[COLUMNS / 16], slopes_left[COLUMNS / 16];
-            Bits admitted = admitted_pairs(p, b, h, query, key, fault);
+            admitted = admitted_pairs(p, b, h, query, key, fault);
             begin_scores(stage);
             begin_slopes(stage);
             wait_for_products_but<0>();
@@ -461,8 +494,8 @@ DEVICE void multiply_and_differentiate(const Parameters& p) {
             term_sums.add(p, own, b, h, query, terms, count);
             if constexpr (PAIRS > 0) pass_pairs_on(terms.pairs[TERMS - DIFFERENCE_AT - 1]);
             // One warp of the group after the other: they share a panel, where the sums come later.
-            wait_barrier(&s.barriers->empty_sums, count & 1 ^ 1);
-            float* panel = s.sums + group * (16 * (COLUMNS + 1) + 64);
+            wait_for_room(s, count);
+            float* panel = s.sums_of(count) + group * (16 * (COLUMNS + 1) + 64);
             any_in_warpgroup(false, group + 1);
             for (int turn = 0; turn < 4; ++turn) {
                 if (warp % 4 == turn) {
@@ -475,7 +508,7 @@ DEVICE void multiply_and_differentiate(const Parameters& p) {
                 }
                 any_in_warpgroup(false, group + 1);
             }
-            Bits* flags = (Bits*)s.sums;
+            Bits* flags = (Bits*)s.sums_of(count);
             float query_sums[QUERY_BLOCKS][4];
             meet(3, 2 * GROUP);
             flags[thread] = admitted;
@@ -489,11 +522,6 @@ DEVICE void multiply_and_differentiate(const Parameters& p) {
             more = next(tile);
         }
     }
-
-    // No more sums: so much the warp that adds them is told.
-    wait_barrier(&s.barriers->empty_sums, count & 1 ^ 1);
-    sync_warp();
-    if (lane_index() == 0) arrive(PAIRS > 0 ? &s.barriers->full_pairs : &s.barriers->full_sums);
 
     if constexpr (GAINS > 0 && !ROW_GAINS) {
         float sum = scale * keys_times<HEAD / 8>(key_sums, s.key_tile, 16 * warp);
@@ -510,17 +538,25 @@ DEVICE void multiply_and_differentiate(const Parameters& p) {
                 all * gain(p, 1 + thread, own.key_batch, own.key_head, 0, fault);
         }
     }
+    // Nobody reads its values any more.
+    Element* panel = s.value_tile + 16 * warp * 64;
     if constexpr (KEY_COTANGENT) {
         Element* to = p.key_cotangent + own.key_batch * p.key_cotangent_strides[0] +
                       own.key_head * p.key_cotangent_strides[1];
-        store_keys<HEAD_SIZE>(p, to, p.key_cotangent_strides[2], key_sums, key, scale * head_gain);
+        store_keys<HEAD_SIZE>(p, to, p.key_cotangent_strides[2], key_sums, key, scale * head_gain, panel);
     }
     if constexpr (VALUE_COTANGENT) {
         Element* to = p.value_cotangent + own.key_batch * p.value_cotangent_strides[0] +
                       own.key_head * p.value_cotangent_strides[1];
-        store_keys<VALUE_SIZE>(p, to, p.value_cotangent_strides[2], value_sums, key, 1);
+        store_keys<VALUE_SIZE>(p, to, p.value_cotangent_strides[2], value_sums, key, 1, panel);
     }
     report(fault, p.fault, p.first_site);
+    // No more sums: so much the warp that adds them is told.
+    wait_for_room(s, count);
+    sync_warp();
+    if (lane_index() != 0) return;
+    if constexpr (PAIRS > 0) arrive(&s.barriers->full_pairs);
+    else give_sums(s, count);
 }
 
 // Draws the keys that a block owns. Heads that run at the same time take blocks in turn: then the next heads' blocks
@@ -546,14 +582,16 @@ DEVICE Own draw(const Parameters& p) {
 KERNEL void __launch_bounds__(3 * GROUP, 1) attention_backward_hopper(const __grid_constant__ Parameters p) {
     Shared s = shared_parts();
     if (thread_index() == 0) {
-        init_barrier(&s.barriers->keys, 2);
+        init_barrier(&s.barriers->keys, 2 * 32);
         for (int stage = 0; stage < STAGES; ++stage) {
             init_barrier(&s.barriers->known[stage], 1);
             init_barrier(&s.barriers->full[stage], 3);
             init_barrier(&s.barriers->empty[stage], 2 * GROUP / 32);
         }
-        init_barrier(&s.barriers->full_sums, 2 * GROUP / 32);
-        init_barrier(&s.barriers->empty_sums, 1);
+        for (int i = 0; i < SUM_TILES; ++i) {
+            init_barrier(&s.barriers->full_sums[i], 2 * GROUP / 32);
+            init_barrier(&s.barriers->empty_sums[i], 1);
+        }
         init_barrier(&s.barriers->full_pairs, 2 * GROUP / 32);
         init_barrier(&s.barriers->empty_pairs, 1);
         *s.own = draw(p);

@@ -1,8 +1,6 @@
 // Tiles in shared memory as Hopper's matrix units read them: panels of 64 columns, whose 16-byte parts are exchanged:
 // part c of row r lies at c ^ (r % 8).
 
-constexpr int PART = 8;  // elements of 16 bytes
-
 // Rows of a matrix to panels, by THREADS threads; zeros past its rows and columns. A thread copies the same columns of
 // every n-th row.
 template <int TILE_ROWS, int SIZE, int PADDED, int THREADS>
@@ -42,20 +40,14 @@ DEVICE int panel_place(int row, int column) {
     return (column / 64 * TILE_ROWS + row) * 64 + (column % 64 / PART ^ row % 8) * PART + column % PART;
 }
 
-// Whether a tile holds an infinity or NaN, among the elements that this thread of THREADS looks at: one whose bits of
-// the exponent are all ones.
-DEVICE unsigned exponent_bits(bfloat16) { return 0x7f80; }
-DEVICE unsigned exponent_bits(float16) { return 0x7c00; }
+// Whether a tile holds an infinity or NaN, among the elements that this thread of THREADS looks at.
 template <int ELEMENTS, int THREADS>
 DEVICE bool panels_hold_nonfinite(const Element* tile, int thread) {
     static_assert(ELEMENTS % (PART * THREADS) == 0, "each thread looks at as many");
-    unsigned low = exponent_bits(Element{}), high = low << 16;
     bool found = false;
 #pragma unroll 4
     for (int i = 0; i < ELEMENTS / (PART * THREADS); ++i) {
-        Words words = ((const Words*)tile)[i * THREADS + thread];
-#pragma unroll
-        for (int j = 0; j < 4; ++j) found = found || (words.words[j] & low) == low || (words.words[j] & high) == high;
+        found = found | holds_unfinite(((const Words*)tile)[i * THREADS + thread]);
     }
     return found;
 }

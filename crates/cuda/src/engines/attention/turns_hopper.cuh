@@ -22,7 +22,8 @@ constexpr int KEYS = 128, STAGES = 2, GROUP = 128, WALKED = 4;
 constexpr float LOG2_E = 1.4426950408889634f;
 
 struct Barriers {
-    unsigned long long keys, known[STAGES], full[STAGES], empty[STAGES], full_sums, empty_sums, full_pairs, empty_pairs;
+    unsigned long long keys, known[STAGES], full[STAGES], empty[STAGES], full_sums[SUM_TILES], empty_sums[SUM_TILES], full_pairs,
+        empty_pairs;
 };
 
 // A tile of queries that the block does; −1 after the last. `before` is the number of the block whose turn is before this
@@ -44,7 +45,20 @@ struct Shared {
     Barriers* barriers;
     Tile* tiles;  // the last that were walked to
     Own* own;
+    // Where a tile's part of the queries' cotangents lies until it is brought to memory.
+    // There are `count` tiles before it: a number without a sign, whose remainder takes fewer registers.
+    DEVICE float* sums_of(unsigned count) const { return sums + count % SUM_TILES * (COLUMNS * HEAD); }
 };
+
+// Waits until there are a tile's sums, or room for them.
+DEVICE void wait_for_sums(const Shared& s, unsigned count) {
+    wait_barrier(&s.barriers->full_sums[count % SUM_TILES], count / SUM_TILES & 1);
+}
+DEVICE void wait_for_room(const Shared& s, unsigned count) {
+    wait_barrier(&s.barriers->empty_sums[count % SUM_TILES], count / SUM_TILES & 1 ^ 1);
+}
+// Says that there are.
+DEVICE void give_sums(const Shared& s, unsigned count) { arrive(&s.barriers->full_sums[count % SUM_TILES]); }
 
 DEVICE Shared shared_parts() {
     Shared s;
@@ -54,7 +68,7 @@ DEVICE Shared shared_parts() {
     s.cotangent_tiles = s.query_tiles + STAGES * COLUMNS * HEAD;
     s.slope_tiles = s.cotangent_tiles + STAGES * COLUMNS * VALUE;
     s.sums = (float*)(s.slope_tiles + 2 * KEYS * COLUMNS);
-    s.log2_sum_exps = s.sums + COLUMNS * HEAD;
+    s.log2_sum_exps = s.sums + SUM_TILES * COLUMNS * HEAD;
     s.deltas = s.log2_sum_exps + STAGES * COLUMNS;
     s.row_gains = s.deltas + STAGES * COLUMNS;
     s.terms = s.row_gains + ROW_GAINS * STAGES * COLUMNS;
@@ -165,7 +179,8 @@ DEVICE void bring(const Parameters& p) {
     load_panels<KEYS, SIZE, PADDED, 32>(OF_QUERIES ? s.key_tile : s.value_tile, own_rows,
                                         OF_QUERIES ? p.key_strides[2] : p.value_strides[2], (int)p.keys - own.key,
                                         lane_index());
-    copied(&s.barriers->keys);
+    // Who multiplies waits for them, and not the copies of the first tile.
+    arrive_when_copied(&s.barriers->keys);
 #pragma unroll 1
     for (int count = 0;; ++count) {
         int stage = count % STAGES;
@@ -223,7 +238,7 @@ DEVICE void add_sums(const Parameters& p) {
     int tiles = ((int)p.queries + COLUMNS - 1) / COLUMNS;
     for (int count = 0;; ++count) {
         if constexpr (PAIRS > 0) wait_barrier(&s.barriers->full_pairs, count & 1);
-        else wait_barrier(&s.barriers->full_sums, count & 1);
+        else wait_for_sums(s, count);
         Tile tile = s.tiles[count % WALKED];
         if (tile.number < 0) break;
         if constexpr (PAIRS > 0) {
@@ -232,10 +247,10 @@ DEVICE void add_sums(const Parameters& p) {
             int before = heads_before(p, tile.b, tile.h);
             add_in_turn(p.pair_sums + number * COLUMNS * KEYS, s.pairs, COLUMNS * KEYS * 4, p.pair_turns + number, before,
                         before + 1, &s.barriers->empty_pairs);
-            wait_barrier(&s.barriers->full_sums, count & 1);
+            wait_for_sums(s, count);
         }
         long long number = ((long long)tile.b * (int)p.heads + tile.h) * tiles + tile.number;
-        add_in_turn(p.query_sums + number * COLUMNS * HEAD, s.sums, COLUMNS * HEAD * 4, p.turns + 1 + number, tile.before,
-                    own.number + 1, &s.barriers->empty_sums);
+        add_in_turn(p.query_sums + number * COLUMNS * HEAD, s.sums_of(count), COLUMNS * HEAD * 4, p.turns + 1 + number,
+                    tile.before, own.number + 1, &s.barriers->empty_sums[(unsigned)count % SUM_TILES]);
     }
 }

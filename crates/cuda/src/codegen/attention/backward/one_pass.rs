@@ -251,6 +251,7 @@ impl Gradient<'_, '_> {
             ("SUMS", pass.count(Term::Sum)),
             ("PAIRS", pass.count(Term::Pair)),
             ("TERM_FLOATS", tiles.term_floats),
+            ("SUM_TILES", tiles.sum_tiles),
             ("PRODUCER_REGISTERS", tiles.producer_registers),
             ("CONSUMER_REGISTERS", tiles.consumer_registers),
         ] {
@@ -264,7 +265,7 @@ impl Gradient<'_, '_> {
             "the gradient of attention of {} in one pass, in tiles of {KEYS} keys and {} queries.",
             attention.dtype, tiles.columns
         );
-        let engine = [FRAGMENTS, TILES, PANELS, TERM_SUMS, TURNS_HOPPER, ONE_PASS];
+        let engine = [FRAGMENTS, TILES, FINITE, PANELS, TERM_SUMS, TURNS_HOPPER, ONE_PASS];
         let source = Source::new("attention_backward_hopper", &comment, &parameters, &text, &engine);
         let share = if tiles.columns == 128 { tiles.head } else { tiles.head / 2 };
         let products = wgmma::products(attention.dtype, &[tiles.columns, tiles.head, tiles.value, share]);
@@ -439,11 +440,13 @@ impl Gradient<'_, '_> {
         // The pass has reported what may fail.
         let (text, _) = self.gain(pass, text, &mut parameters);
         let comment = "rounds the queries' cotangents.";
-        let source = Source::new("store_queries", comment, &parameters, &text, &[STORE_QUERIES]);
-        let fours = batch * heads * queries.div_ceil(tiles.columns) * tiles.columns * tiles.head / 4;
+        let source = Source::new("store_queries", comment, &parameters, &text, &[STORE_QUERIES])
+            .with_instructions(format!("{MACHINE_BARRIERS}\n{MACHINE_HOPPER}"));
+        // A thread does 16 numbers.
+        let of_tile = tiles.columns * tiles.head / (16 * 256);
         self.lowering.launch(Launch {
             source,
-            blocks: fours.div_ceil(256),
+            blocks: batch * heads * queries.div_ceil(tiles.columns) * of_tile,
             threads: 256,
             shared_bytes: 0,
             arguments: parameters.arguments,
