@@ -153,6 +153,29 @@ def test_masks_of_bits() -> None:
     torch.testing.assert_close(ours, dense(*qkv, None, lambda b, h, i, j: allowed)[0])
 
 
+@pytest.mark.parametrize("recorded", [False, True])
+def test_no_gradient_by_way_of_what_is_computed_without(recorded: bool) -> None:
+    """Whether the function was traced first for a call that is recorded, or for one that is not."""
+    q, k, v = _qkv()
+    gain, bias = (torch.randn(2, LENGTH, dtype=torch.float64).requires_grad_() for _ in range(2))
+
+    def score(s: Any, b: Any, h: Any, i: Any, j: Any) -> Any:
+        with torch.no_grad():
+            shift = torch.sin(bias[h, i]) + s * 0.5
+        return s * gain[h, j] + shift
+
+    with torch.set_grad_enabled(recorded):
+        flex_attention(q, k, v, score)
+    ours, golden = flex_attention(q, k, v, score), dense(q, k, v, score)[0]
+    torch.testing.assert_close(ours, golden)
+    found, wanted = (
+        torch.autograd.grad(out.sin().sum(), (q, k, gain, bias), allow_unused=True) for out in (ours, golden)
+    )
+    for x, y in zip(found[:3], wanted[:3]):
+        torch.testing.assert_close(x, y)
+    assert wanted[3] is None and (found[3] is None or not found[3].any())
+
+
 REFUSED: dict[str, tuple[Function, str]] = {
     "shift_of_floats": (lambda s, i, j: s + (s << 1), "a shift of whole numbers expected, f64 found"),
     "negative_shift": (lambda s, i, j: s + (i << -1), "a shift by -1"),
@@ -161,6 +184,9 @@ REFUSED: dict[str, tuple[Function, str]] = {
     "boolean_index": (lambda s, i, j: s + torch.zeros(LENGTH)[i > j], "an index of type bool"),
     "backwards": (lambda s, i, j: s + torch.zeros(LENGTH, 4)[i][::-1].sum(), "a slice with a negative step"),
     "unknown": (lambda s, i, j: torch.lgamma(s), "torch.lgamma cannot be traced"),
+    "unknown_method": (lambda s, i, j: s.lgamma(), "no attribute 'lgamma'"),
+    "in_place": (lambda s, i, j: s.mul_(2), r"no attribute 'mul_'\n.*\n.*x = x \+ y"),
+    "another_device": (lambda s, i, j: s.to("meta"), "moved from device cpu to meta"),
     "no_such_axis": (lambda s, i, j: s + torch.sum(s, 3), "axis 3 of an array with 0 axes"),
     "shapes": (lambda s, i, j: (torch.zeros(LENGTH, 3)[i] + torch.zeros(4)).sum(), r"shapes \[3\] and \[4\] do not broadcast"),
     "a_string": (lambda s, i, j: s + "1", "a str where an array or a number is expected"),
