@@ -316,6 +316,33 @@ fn forward_by_warpgroups() {
 }
 
 #[test]
+fn items_in_a_row_by_warpgroups() {
+    // The first 128 queries, which are an item, see nothing.
+    let late = Mask {
+        name: "late",
+        captures: &[],
+        body: "%limit: i32[] = constant 130\n %late = ge %q, %limit\n %behind = ge %q, %k\n %out = and %late, %behind",
+    };
+    // Head sizes that leave room for the queries of one item only; and values wider than keys.
+    let one_at_a_time = Sizes { head_size: 192, value_size: 192, queries: 140, keys: 70, ..LONG };
+    let cases = [
+        hopper(DType::BF16, LONG, "identity", Some(&late)),
+        hopper(DType::F16, one_at_a_time, "identity", Some(&MASKS[0])),
+        hopper(DType::BF16, one_at_a_time, "key bias", Some(&late)),
+        hopper(DType::BF16, Sizes { batch: 2, value_size: 128, ..LONG }, "alibi", Some(&MASKS[3])),
+    ];
+    let texts = |says: &str| {
+        let said = |case: &&Case| {
+            let mut steps = case.program.steps.iter();
+            steps.any(|(_, step)| matches!(step, Step::Launch(l) if l.source.body.contains(says)))
+        };
+        cases.iter().filter(said).count()
+    };
+    assert_eq!([texts("QUERY_TILES = 1;"), texts("QUERY_TILES = 2;")], [2, 2]);
+    check(&cases);
+}
+
+#[test]
 fn nothing_of_a_masked_pair_shows_by_warpgroups() {
     let mut cases = Vec::new();
     for poison in [f64::NAN, f64::INFINITY] {
