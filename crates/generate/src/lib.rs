@@ -10,6 +10,7 @@
 #![forbid(unsafe_code)]
 
 mod attention;
+mod gated;
 mod graph;
 mod mask;
 mod random;
@@ -17,6 +18,7 @@ mod scan;
 mod score;
 
 pub use attention::{random_attention, random_attention_of};
+pub use gated::gated_recurrence;
 pub use graph::{Config, random_graph};
 pub use random::Random;
 pub use scan::{random_scan, random_scan_of};

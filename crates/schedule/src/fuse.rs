@@ -23,7 +23,8 @@
 //! Cost. A row that is passed over more than once must stay in cache. A reduction over outer axes runs
 //! with lanes across and cannot share a loop with stores to best effect, so it rather reads an array
 //! anew, or computes it anew from arrays that are stored anyway (a member that is *transparent*). An expensive
-//! function is computed anew where that reads fewer bytes than its result has, as for `f32` of half types.
+//! function, and what is computed of it, is computed anew where that reads fewer bytes than its result has, as for `f32`
+//! of half types.
 
 mod merge;
 
@@ -141,6 +142,8 @@ struct Fuser<'a> {
     stored: Vec<bool>,
     floating: Vec<bool>,
     transparent: Vec<bool>,
+    /// For what is transparent and takes long to compute, of how many operations it is; else 0.
+    slow: Vec<usize>,
     operations: Vec<usize>,
     steps: Vec<Option<Step>>,
     made: Vec<Option<usize>>,
@@ -160,6 +163,7 @@ pub(crate) fn fuse(normal: &Normal) -> Fusion {
         stored: vec![false; count],
         floating: vec![false; count],
         transparent: vec![false; count],
+        slow: vec![0; count],
         operations: vec![0; count],
         steps: Vec::new(),
         made: vec![None; count],
@@ -286,21 +290,30 @@ impl<'a> Fuser<'a> {
         let short = !is_reduction(&node.op) && operations <= OPERATIONS && leaves.len() <= LEAVES;
         let complete = leaves.iter().any(|leaf| leaf.index.is_none());
         if short && !complete && !self.stored[result.index()] {
-            let large: Vec<&Leaf> = leaves.iter().filter(|leaf| self.is_large(leaf, node)).collect();
+            let mut large = self.large(&leaves, node);
+            let anew: usize = large.iter().map(|leaf| self.slow[leaf.base.index()]).sum();
+            let slow = is_expensive(&node.op) || large.len() > 1 && anew > 0;
+            if !slow && large.len() <= 1 {
+                self.operations[result.index()] = operations;
+                self.floating[result.index()] = true;
+                return;
+            }
+            let beyond = if anew > 0 { self.leaves(node, Some(usize::MAX)) } else { Vec::new() };
+            if slow && anew > 0 {
+                large = self.large(&beyond, node);
+            }
+            let again = match slow {
+                true => operations + anew <= OPERATIONS && self.is_narrower(&large, result),
+                false => large.len() <= 2 && self.uses[result.index()] <= 2,
+            };
             let stays = |leaf: &&Leaf| {
                 self.stored[leaf.base.index()]
                     || self.graph.producer(leaf.base).is_none_or(|n| is_single(&n.op))
             };
-            let again = if is_expensive(&node.op) {
-                self.is_narrower(&large, result)
-            } else if large.len() <= 1 {
-                self.operations[result.index()] = operations;
-                self.floating[result.index()] = true;
-                return;
-            } else {
-                large.len() <= 2 && self.uses[result.index()] <= 2
-            };
             self.transparent[result.index()] = again && large.iter().all(stays);
+            if slow && self.transparent[result.index()] {
+                self.slow[result.index()] = operations + anew;
+            }
         }
         self.assign(node, leaves);
     }
@@ -323,6 +336,11 @@ impl<'a> Fuser<'a> {
     fn expression(&self, node: &Node) -> usize {
         let inner = node.operands.iter().map(|&operand| self.operations[self.base(operand).index()]);
         1 + inner.sum::<usize>()
+    }
+
+    /// The arrays among those that a node reads of which it reads about as many elements as it computes.
+    fn large<'l>(&self, leaves: &'l [Leaf], node: &Node) -> Vec<&'l Leaf> {
+        leaves.iter().filter(|leaf| self.is_large(leaf, node)).collect()
     }
 
     /// Whether a node reads about as many elements of an array as it computes.
@@ -473,7 +491,7 @@ impl<'a> Fuser<'a> {
             let ValueDefinition::Result(id, _) = self.graph.definition(leaf.base) else { return None };
             late |= is_reduction(&self.graph.node(id).op) || cluster.late[cluster.position(id)];
         }
-        spread_along_row(cluster, extents, &mut domain)?;
+        spread_along_row(&cluster.space, &cluster.row, extents, &mut domain)?;
         let covered = |axis: usize| domain.contains(&Some(axis)) || cluster.space[axis] == 1;
         let axes = || 0..cluster.space.len();
         if !axes().filter(|&axis| !cluster.row[axis]).all(covered) || !is_injective(&domain) {
@@ -546,18 +564,22 @@ impl<'a> Fuser<'a> {
     }
 }
 
-/// Binds the axes that nothing has bound, and that are longer than 1, to the row's, in order.
-fn spread_along_row(cluster: &Cluster, extents: &[usize], domain: &mut [Option<usize>]) -> Option<()> {
+/// Binds the axes that nothing has bound, and that are longer than 1, to those of a space's row, in order.
+fn spread_along_row(
+    space: &[usize],
+    row: &[bool],
+    extents: &[usize],
+    domain: &mut [Option<usize>],
+) -> Option<()> {
     let free: Vec<usize> =
         (0..extents.len()).filter(|&axis| domain[axis].is_none() && extents[axis] != 1).collect();
     if free.is_empty() {
         return Some(());
     }
-    let unbound = |axis: &usize| !domain.contains(&Some(*axis)) && cluster.space[*axis] != 1;
-    let row: Vec<usize> =
-        (0..cluster.space.len()).filter(|&axis| cluster.row[axis]).filter(unbound).collect();
-    let fits = free.len() == row.len()
-        && free.iter().zip(&row).all(|(&own, &axis)| extents[own] == cluster.space[axis]);
+    let unbound = |axis: &usize| !domain.contains(&Some(*axis)) && space[*axis] != 1;
+    let row: Vec<usize> = (0..space.len()).filter(|&axis| row[axis]).filter(unbound).collect();
+    let fits =
+        free.len() == row.len() && free.iter().zip(&row).all(|(&own, &axis)| extents[own] == space[axis]);
     if !fits {
         return None;
     }

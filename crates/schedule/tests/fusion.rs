@@ -32,7 +32,10 @@ fn read(text: &str) -> Graph {
 /// The program with its first result's gradient, for a cotangent that is a further parameter, with
 /// respect to every parameter in place of its results.
 fn gradient(text: &str) -> Graph {
-    let mut graph = read(text);
+    gradient_of(read(text))
+}
+
+fn gradient_of(mut graph: Graph) -> Graph {
     let output = graph.results()[0];
     let inputs: Vec<Value> = graph.parameters().to_vec();
     let cotangent = graph.parameter(graph.ty(output).clone());
@@ -313,4 +316,33 @@ fn the_gradient_of_parts_takes_no_copies() {
     );
     // The tangent is computed once, for both scans.
     expect(&graph, 1, 2);
+}
+
+/// A layer of a gated recurrence whose gates are narrow: both of its scans make what they need of the gates, and one of
+/// them the cotangent of the gate that lets out.
+#[test]
+fn scans_make_what_they_read_of_narrow_gates() {
+    let graph = gradient_of(tilewright_generate::gated_recurrence([2, 64, 40], false));
+    let plan = plan(&graph);
+    assert_eq!(kernels(&plan), (0, 2), "{plan}");
+    // The states and their cotangents, which the first scan makes, as the result's are there.
+    assert_eq!(plan.arena_bytes, 2 * 4 * 2 * 64 * 40, "{plan}");
+}
+
+/// The gradient of a norm before which another cotangent arrives: a row is read once for its sum and for what is made
+/// of it.
+#[test]
+fn the_gradient_of_a_norm_within_a_sum_is_one_kernel() {
+    let graph = gradient(
+        "graph(%x: f32[64, 256]) -> (%y) {
+  %q = mul %x, %x
+  %s = reduce_sum %q axes=[1]
+  %r = rsqrt %s
+  %rb: f32[64, 256] = broadcast %r axes=[0]
+  %normal = mul %x, %rb
+  %z = tanh %normal
+  %y = add %x, %z
+}",
+    );
+    expect(&graph, 1, 0);
 }

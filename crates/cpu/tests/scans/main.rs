@@ -5,7 +5,7 @@ mod combines;
 
 use combines::{Combine, FAMILY};
 use tilewright_cpu::Isa;
-use tilewright_generate::{Random, random_scan};
+use tilewright_generate::{Random, gated_recurrence, random_inputs, random_scan};
 use tilewright_interp::{Array, Precision};
 use tilewright_ir::{AssociativeScan, DType, Graph, Op, Type, Value};
 use tilewright_schedule::{Layout, lower};
@@ -237,6 +237,21 @@ fn gradients_run() {
             let inputs = inputs(&graph, &mut random);
             check(&graph, &inputs, &format!("gradient of {} of {length}", combine.name));
         }
+    }
+}
+
+/// What scans make themselves of narrow gates, at positions a step apart and where there are none.
+#[test]
+fn gates_are_read_where_they_are() {
+    for (shape, reverse) in
+        [([2, 1, 40], false), ([1, 2, 70], true), ([2, 300, 33], true), ([70, 90, 1], false)]
+    {
+        let mut graph = gated_recurrence(shape, reverse);
+        let (gates, output) = (graph.parameters()[0], graph.results()[0]);
+        let cotangent = graph.parameter(graph.ty(output).clone());
+        let gradients = tilewright_autodiff::reverse(&mut graph, &[(output, cotangent)], &[gates]).unwrap();
+        graph.set_results(gradients.into_iter().flatten().chain([output]).collect());
+        check(&graph, &random_inputs(&graph, 12), &format!("gated recurrence of {shape:?}"));
     }
 }
 

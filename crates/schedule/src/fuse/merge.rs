@@ -107,7 +107,10 @@ impl Fuser<'_> {
             let ValueDefinition::Result(member, _) = self.graph.definition(leaf.base) else { return None };
             late |= is_reduction(&self.graph.node(member).op) || from.late[from.position(member)];
         }
-        spread_along_row(to, &from.space, &mut axes)?;
+        // A row that lanes run along becomes that of a cluster which has none.
+        let takes_row = !to.has_rows() && from.has_rows() && from.runs_along();
+        let row = if takes_row { vec![true; to.space.len()] } else { to.row.clone() };
+        spread_along_row(&to.space, &row, &from.space, &mut axes)?;
         if !is_injective(&axes) {
             return None;
         }

@@ -4,32 +4,43 @@
 //! the scan's own programs: of `results` where it reads what the scan gives, of `elements` or `results` where it
 //! makes what they read. What is in between is then neither stored nor loaded.
 //!
+//! Beside it runs a nest that reads an array which the scan reads, so that it is read once.
+//!
 //! Legality. A nest may move to a scan before it if all else that it reads is there by then; or the scan to it,
 //! if nobody in between reads the scan. A nest before a scan may always move to it, since what it reads is
 //! not written again.
 //!
-//! Cost. What others read as well is computed twice, so that must be cheap, of one array. Where there are few
-//! rows, a scan may evaluate its elements twice: they have to be cheap then.
+//! Cost. What others read as well is computed twice, so that must be cheap, of one array; or the scan reads less for
+//! it, as where half types are widened: then every reader does better by computing than by loading, and in the end
+//! nobody may be left who does not. Where there are few rows, a scan may evaluate its elements twice: they have to be
+//! cheap then. A scan that only stores its state does so from registers, and nothing runs beside it.
+
+mod code;
+mod positions;
 
 use tilewright_ir::{DType, Op};
 use tilewright_plan::loops::{Sink, Source};
-use tilewright_plan::{
-    Buffer, BufferId, Kernel, Kind, Loops, Operation, Place, Program, Register, Scan, View,
-};
+use tilewright_plan::{Buffer, BufferId, Kernel, Loops, Operation, Place, Program, Register, Scan, View};
 
-use crate::builder::{Builder, Push};
+use crate::builder::Builder;
 use crate::elementwise::{is_expensive, round};
+use code::{Code, with_results};
+use positions::{Positions, Valid};
 
 /// Instructions of one of a scan's programs, at most: all registers have to stay in cache.
 const INSTRUCTIONS: usize = 48;
 /// Instructions of what is computed twice, at most.
 const CHEAP: usize = 8;
+/// The same where the scan reads less for it.
+const NARROW: usize = 16;
+/// So many kernels are looked through for one beside a scan; bounds the time.
+const NEAR: usize = 8;
 /// Rows that are enough to keep threads busy without cutting one.
 const ENOUGH_ROWS: usize = 64;
 
 /// Merges element-wise loop nests into the scans beside them.
 pub(crate) fn fuse(kernels: &mut Vec<Kernel>, buffers: &[Buffer]) {
-    while absorb_reader(kernels, buffers) || absorb_maker(kernels, buffers) {}
+    while absorb_reader(kernels, buffers) || absorb_maker(kernels, buffers) || absorb_neighbour(kernels) {}
 }
 
 /// Merges a nest that reads a scan's results into the scan; whether there was one.
@@ -38,17 +49,9 @@ fn absorb_reader(kernels: &mut Vec<Kernel>, buffers: &[Buffer]) -> bool {
         let Kernel::Scan(scan) = &kernels[scan_at] else { continue };
         for at in scan_at + 1..kernels.len() {
             let Some(merged) = elementwise(&kernels[at]).and_then(|nest| after(scan, nest)) else { continue };
-            let between = &kernels[scan_at + 1..at];
-            // What is written in parts may not be written in another order: a part may lie over another.
-            let early = !meet(between, Kernel::writes, kernels[at].reads())
-                && !meet(between, Kernel::writes, kernels[at].writes());
-            let late = !meet(between, Kernel::reads, kernels[scan_at].writes())
-                && !meet(between, Kernel::writes, kernels[scan_at].writes());
-            if !(early || late) {
-                continue;
-            }
-            kernels[if early { scan_at } else { at }] = Kernel::Scan(merged);
-            kernels.remove(if early { at } else { scan_at });
+            let Some((place, other)) = meeting_place(kernels, scan_at, at) else { continue };
+            kernels[place] = Kernel::Scan(merged);
+            kernels.remove(other);
             drop_unread(kernels, buffers);
             return true;
         }
@@ -63,6 +66,8 @@ fn absorb_maker(kernels: &mut Vec<Kernel>, buffers: &[Buffer]) -> bool {
         for at in 0..scan_at {
             let Some(nest) = elementwise(&kernels[at]) else { continue };
             let Some(merged) = before(scan, nest) else { continue };
+            let short = nest.phases[0].program.instructions.len() <= NARROW;
+            let reads_less = short && bytes_read(&merged) < bytes_read(scan);
             let merged = Kernel::Scan(merged);
             let needed = |view: &&View| {
                 let others = kernels.iter().enumerate().filter(|(number, _)| *number != scan_at);
@@ -71,7 +76,8 @@ fn absorb_maker(kernels: &mut Vec<Kernel>, buffers: &[Buffer]) -> bool {
             };
             let vanishes = !kernels[at].writes().iter().any(needed);
             let many_rows = scan.parallel.iter().product::<usize>() >= ENOUGH_ROWS;
-            let pays = if vanishes { many_rows || !is_slow(nest) } else { is_cheap(nest) };
+            let affordable = many_rows || !is_slow(nest);
+            let pays = if vanishes { affordable } else { is_cheap(nest) || affordable && reads_less };
             if pays {
                 kernels[scan_at] = merged;
                 if vanishes {
@@ -82,6 +88,40 @@ fn absorb_maker(kernels: &mut Vec<Kernel>, buffers: &[Buffer]) -> bool {
         }
     }
     false
+}
+
+/// Merges a nest that reads what a scan reads into the scan; whether there was one.
+fn absorb_neighbour(kernels: &mut Vec<Kernel>) -> bool {
+    for scan_at in 0..kernels.len() {
+        let Kernel::Scan(scan) = &kernels[scan_at] else { continue };
+        for at in scan_at.saturating_sub(NEAR)..kernels.len().min(scan_at + NEAR + 1) {
+            let Some(merged) = elementwise(&kernels[at]).and_then(|nest| beside(scan, nest)) else {
+                continue;
+            };
+            let Some((place, other)) = meeting_place(kernels, scan_at, at) else { continue };
+            kernels[place] = Kernel::Scan(merged);
+            kernels.remove(other);
+            return true;
+        }
+    }
+    false
+}
+
+/// At which of two kernels' places both can run, if at one, and which is the other's: where nobody in between writes
+/// what the one that moves touches, nor reads what it writes. What is written in parts may not be written in another
+/// order: a part may lie over another.
+fn meeting_place(kernels: &[Kernel], one: usize, other: usize) -> Option<(usize, usize)> {
+    let (first, second) = (one.min(other), one.max(other));
+    let between = &kernels[first + 1..second];
+    let passes = |kernel: &Kernel| {
+        !meet(between, Kernel::writes, kernel.reads())
+            && !meet(between, Kernel::writes, kernel.writes())
+            && !meet(between, Kernel::reads, kernel.writes())
+    };
+    if passes(&kernels[second]) {
+        return Some((first, second));
+    }
+    passes(&kernels[first]).then_some((second, first))
 }
 
 /// The nest, if it only computes element by element.
@@ -115,6 +155,28 @@ fn is_cheap(nest: &Loops) -> bool {
     let moves = |view: &View| extents.iter().zip(&view.strides).all(|(&extent, &s)| extent == 1 || s != 0);
     let arrays = phase.sources.iter().filter(|s| matches!(s, Source::Load { view, .. } if moves(view)));
     arrays.count() <= 1 && phase.program.instructions.len() <= CHEAP && !is_slow(nest)
+}
+
+/// Bytes of the arrays that a scan reads. One that is read a step further as well counts once.
+fn bytes_read(scan: &Scan) -> usize {
+    let mut seen: Vec<&View> = Vec::new();
+    let (along, mut bytes) = (scan.parallel.len(), 0);
+    for source in scan.sources.iter().chain(&scan.result_sources) {
+        let Source::Load { view, dtype, .. } = source else { continue };
+        let near = |other: &&View| {
+            let apart = (view.offset - other.offset).abs();
+            view.buffer == other.buffer
+                && view.strides == other.strides
+                && (apart == 0 || apart == view.strides[along].abs())
+        };
+        if !seen.iter().any(near) {
+            let moves = |(&extent, &stride): (&usize, &isize)| if stride == 0 { 1 } else { extent };
+            let extents = scan.parallel.iter().chain([&scan.length]);
+            bytes += dtype.size() * extents.zip(&view.strides).map(moves).product::<usize>();
+            seen.push(view);
+        }
+    }
+    bytes
 }
 
 fn extents(nest: &Loops) -> Vec<usize> {
@@ -169,9 +231,8 @@ fn after(scan: &Scan, nest: &Loops) -> Option<Scan> {
         if let Source::Load { view, valid, .. } = source
             && let Some(sink) = given(view.buffer)
         {
-            seen.push(
-                Positions::of(nest, view, scan, view_of(&scan.sinks[sink])).filter(|_| valid.is_none())?,
-            );
+            let stored = view_of(&scan.sinks[sink]);
+            seen.push(Positions::of(nest, view, scan, stored, None).filter(|_| valid.is_none())?);
         }
     }
     let positions = seen.first().filter(|first| seen.iter().all(|other| other == *first))?;
@@ -187,8 +248,45 @@ fn after(scan: &Scan, nest: &Loops) -> Option<Scan> {
         };
         match sink {
             Some(sink) => round(&mut code.builder, stored[sink], dtype_of(&scan.sinks[sink])),
-            None => positions.input(code, source),
+            None => positions.input(code, source, None),
         }
+    });
+    let mut merged = scan.clone();
+    merged.sinks.extend(phase.sinks.iter().map(|sink| positions.sink(sink)));
+    merged.tables.extend_from_slice(&nest.tables);
+    let merged = with_results(merged, code, &[stored, made].concat());
+    (merged.results.instructions.len() <= INSTRUCTIONS).then_some(merged)
+}
+
+/// The scan with a nest that reads an array which it reads too; nothing where they do not go together.
+fn beside(scan: &Scan, nest: &Loops) -> Option<Scan> {
+    let phase = &nest.phases[0];
+    let only_passes = scan.result_sources.is_empty();
+    let written = |buffer: BufferId| scan.sinks.iter().any(|sink| view_of(sink).buffer == buffer);
+    let read_by_nest =
+        phase.sources.iter().filter_map(loaded).chain(nest.tables.iter().map(|table| &table.view));
+    let makes = |view: &View| phase.sinks.iter().any(|sink| view_of(sink).buffer == view.buffer);
+    let read_by_scan = || scan.sources.iter().chain(&scan.result_sources).filter_map(loaded);
+    let tables = scan.tables.iter().map(|table| &table.view);
+    let captured = scan.captured.iter().filter_map(loaded);
+    if only_passes
+        || read_by_nest.into_iter().any(|view| written(view.buffer))
+        || read_by_scan().chain(tables).chain(captured).any(makes)
+    {
+        return None;
+    }
+    let whole = |source: &&Source| matches!(source, Source::Load { valid: None, .. });
+    let positions = phase.sources.iter().filter(whole).filter_map(loaded).find_map(|in_nest| {
+        let shared = |in_scan: &View| {
+            let positions = Positions::of(nest, in_nest, scan, in_scan, None)?;
+            (in_nest.buffer == in_scan.buffer).then_some(positions)
+        };
+        let sources = scan.sources.iter().chain(&scan.result_sources).filter(whole);
+        sources.filter_map(loaded).find_map(shared)
+    })?;
+    let (mut code, stored) = Code::results(scan);
+    let made = code.append(&phase.program, scan.tables.len(), |code, input, _| {
+        positions.input(code, &phase.sources[input], None)
     });
     let mut merged = scan.clone();
     merged.sinks.extend(phase.sinks.iter().map(|sink| positions.sink(sink)));
@@ -200,11 +298,14 @@ fn after(scan: &Scan, nest: &Loops) -> Option<Scan> {
 /// The scan with a nest that makes what its programs read; nothing where they do not go together.
 fn before(scan: &Scan, nest: &Loops) -> Option<Scan> {
     let phase = &nest.phases[0];
-    // The sink of the nest that makes what a source loads, and where the scan's axes are in the nest.
-    let maker = |source: &Source| {
-        let Source::Load { view, valid: None, .. } = source else { return None };
+    // The sink of the nest that makes what a source loads, where the scan's positions are in the nest, and which of
+    // them are there. What is not there has no faults either, so nothing is looked up for it.
+    let maker = |source: &Source| -> Option<(usize, Positions, Option<Valid>)> {
+        let Source::Load { view, valid, .. } = source else { return None };
         let number = phase.sinks.iter().position(|sink| view_of(sink).buffer == view.buffer)?;
-        Some((number, Positions::of(nest, view_of(&phase.sinks[number]), scan, view)?))
+        let stored = view_of(&phase.sinks[number]);
+        let positions = Positions::of(nest, stored, scan, view, valid.as_ref())?;
+        (valid.is_none() || nest.tables.is_empty()).then(|| (number, positions, valid.clone()))
     };
     let sources = || scan.sources.iter().chain(&scan.result_sources);
     sources().find_map(maker)?;
@@ -214,14 +315,11 @@ fn before(scan: &Scan, nest: &Loops) -> Option<Scan> {
             let Some(source) = input.checked_sub(fixed).map(|number| &sources[number]) else {
                 return code.builder.input(input, kind);
             };
-            match maker(source) {
-                Some((number, positions)) => {
-                    let inner =
-                        |code: &mut Code, input: usize, _| positions.input(code, &phase.sources[input]);
-                    code.append(&phase.program, scan.tables.len(), inner)[number]
-                }
-                None => code.source(source.clone()),
-            }
+            let Some((number, positions, valid)) = maker(source) else { return code.source(source.clone()) };
+            let made = code.append(&phase.program, scan.tables.len(), |code, input, _| {
+                positions.input(code, &phase.sources[input], valid.as_ref())
+            });
+            valid.map_or(made[number], |valid| positions.bounded(code, made[number], &valid))
         });
         code.finish(&results)
     };
@@ -247,145 +345,9 @@ fn dtype_of(sink: &Sink) -> DType {
     }
 }
 
-/// A scan's positions as those of a nest: for each of the nest's axes the scan's axis that it is, if it is longer
-/// than 1.
-#[derive(Clone, PartialEq)]
-struct Positions {
-    axes: Vec<Option<usize>>,
-    /// Extents of the scan's axes.
-    extents: Vec<usize>,
-}
-
-impl Positions {
-    /// The positions under which a nest and a scan see the same elements, if all of both are.
-    fn of(nest: &Loops, in_nest: &View, scan: &Scan, in_scan: &View) -> Option<Positions> {
-        let (from, to) = (extents(nest), [&scan.parallel[..], &[scan.length]].concat());
-        if in_nest.offset != in_scan.offset || from.contains(&0) {
-            return None;
-        }
-        let mut axes = vec![None; from.len()];
-        for axis in (0..from.len()).filter(|&axis| from[axis] > 1) {
-            let alike = |&other: &usize| {
-                let stride = in_scan.strides[other];
-                to[other] == from[axis] && stride == in_nest.strides[axis] && stride != 0
-            };
-            axes[axis] = Some((0..to.len()).find(alike).filter(|other| !axes.contains(&Some(*other)))?);
-        }
-        let covered = |axis: usize| to[axis] == 1 || axes.contains(&Some(axis));
-        (0..to.len()).all(covered).then_some(Positions { axes, extents: to })
+fn loaded(source: &Source) -> Option<&View> {
+    match source {
+        Source::Load { view, .. } => Some(view),
+        Source::Index(_) | Source::RowScalar(_) | Source::RowValue(_) => None,
     }
-
-    /// For each axis of the scan what `given` says of the nest's axis that it is, else `other`.
-    fn moved<T: Copy>(&self, given: &[T], other: impl Fn(usize) -> T) -> Vec<T> {
-        let of = |axis: usize| self.axes.iter().position(|&found| found == Some(axis)).map(|i| given[i]);
-        (0..self.extents.len()).map(|axis| of(axis).unwrap_or_else(|| other(axis))).collect()
-    }
-
-    fn view(&self, view: &View) -> View {
-        View { strides: self.moved(&view.strides, |_| 0), ..view.clone() }
-    }
-
-    fn sink(&self, sink: &Sink) -> Sink {
-        Sink::Store { view: self.view(view_of(sink)), dtype: dtype_of(sink) }
-    }
-
-    /// What a source of the nest is in a program of the scan.
-    fn input(&self, code: &mut Code, source: &Source) -> Register {
-        match source {
-            Source::Load { view, dtype, valid } => {
-                let valid = valid.as_ref().map(|(ranges, fill)| {
-                    // Of an axis of one position, that one is there or none is.
-                    let empty = |(i, range): (usize, &(usize, usize))| {
-                        self.axes[i].is_none() && !(range.0..range.1).contains(&0)
-                    };
-                    let nowhere = ranges.iter().enumerate().any(empty);
-                    let moved = self.moved(ranges, |axis| (0, self.extents[axis]));
-                    (if nowhere { vec![(0, 0); moved.len()] } else { moved }, *fill)
-                });
-                code.source(Source::Load { view: self.view(view), dtype: *dtype, valid })
-            }
-            Source::Index(axis) => match self.axes[*axis] {
-                Some(axis) => code.source(Source::Index(axis)),
-                None => code.builder.constant(Kind::I64, 0),
-            },
-            Source::RowScalar(_) | Source::RowValue(_) => unreachable!("an element-wise nest has no rows"),
-        }
-    }
-}
-
-/// One of a scan's programs in the making.
-struct Code {
-    builder: Builder,
-    /// The inputs before the sources: the state.
-    fixed: usize,
-    sources: Vec<Source>,
-}
-
-impl Code {
-    /// The program of a scan's results, and the register of each.
-    fn results(scan: &Scan) -> (Code, Vec<Register>) {
-        let mut code =
-            Code { builder: Builder::new(), fixed: scan.state, sources: scan.result_sources.clone() };
-        let results = code.append(&scan.results, 0, |code, input, kind| code.builder.input(input, kind));
-        (code, results)
-    }
-
-    fn source(&mut self, source: Source) -> Register {
-        let kind = match &source {
-            Source::Load { dtype, .. } => Kind::of(*dtype),
-            Source::Index(_) | Source::RowScalar(_) | Source::RowValue(_) => Kind::I64,
-        };
-        let number = self.sources.iter().position(|earlier| *earlier == source).unwrap_or_else(|| {
-            self.sources.push(source);
-            self.sources.len() - 1
-        });
-        self.builder.input(self.fixed + number, kind)
-    }
-
-    /// Appends a program whose table 0 is the scan's table `tables`; `input` gives what its inputs are. Its
-    /// results' registers.
-    fn append(
-        &mut self,
-        program: &Program,
-        tables: usize,
-        mut input: impl FnMut(&mut Code, usize, Kind) -> Register,
-    ) -> Vec<Register> {
-        let mut map: Vec<Register> = Vec::with_capacity(program.instructions.len());
-        for instruction in &program.instructions {
-            let register = match instruction.operation.renamed(|register| map[register.index()]) {
-                Operation::Input(number) => input(self, number, instruction.kind),
-                Operation::Load(table, indices) => {
-                    self.builder.push(Operation::Load(tables + table, indices), instruction.kind)
-                }
-                operation => self.builder.push(operation, instruction.kind),
-            };
-            map.push(register);
-        }
-        program.results.iter().map(|result| map[result.index()]).collect()
-    }
-
-    /// The program with these results, and its sources, without those that it does not need.
-    fn finish(self, results: &[Register]) -> (Program, Vec<Source>) {
-        let mut program = self.builder.program(results);
-        let mut sources = Vec::new();
-        for instruction in &mut program.instructions {
-            if let Operation::Input(number) = &mut instruction.operation
-                && let Some(source) = number.checked_sub(self.fixed)
-            {
-                sources.push(self.sources[source].clone());
-                *number = self.fixed + sources.len() - 1;
-            }
-        }
-        (program, sources)
-    }
-}
-
-/// The scan with these results, which its sinks take.
-fn with_results(mut scan: Scan, code: Code, results: &[Register]) -> Scan {
-    (scan.results, scan.result_sources) = code.finish(results);
-    let read = |element: usize| {
-        scan.results.instructions.iter().any(|instruction| instruction.operation == Operation::Input(element))
-    };
-    scan.live = (0..scan.state).map(read).collect();
-    scan
 }
