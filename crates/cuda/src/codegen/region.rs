@@ -236,7 +236,7 @@ pub(super) fn literal(value: Scalar, kind: Kind, parameters: &mut Parameters) ->
     }
 }
 
-fn symbol(comparison: Compare) -> &'static str {
+pub(super) fn symbol(comparison: Compare) -> &'static str {
     match comparison {
         Compare::Eq => "==",
         Compare::Ne => "!=",
@@ -278,6 +278,7 @@ fn float_unary(function: Unary, kind: Kind, x: &str) -> String {
         Unary::Cos => call("cos"),
         Unary::Tan => call("tan"),
         Unary::Tanh => call("tanh"),
+        Unary::Sigmoid if kind == Kind::F32 => format!("sigmoid({x})"),
         Unary::Sigmoid => format!("1 / (1 + {})", library("exp", kind, &[&format!("-{x}")])),
         Unary::Erf => call("erf"),
         Unary::Floor => call("floor"),

@@ -75,6 +75,12 @@ DEVICE float exp2_approximate(float x) {
     return y;
 }
 
+// To 1 unit in the last place; 0 where that is below the normal numbers.
+DEVICE float reciprocal_approximate(float x) {
+    float y;
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
 // To 2 units in the last place; tanh with a relative error of 2⁻¹¹.
 DEVICE float divide_approximate(float x, float y) {
     float z;

@@ -10,8 +10,10 @@ static_assert(LANES == 32 || LANES == 16 && !CHAINED, "who looks back has a row 
 DEVICE int row_index() { return thread_index() % LANES; }
 DEVICE int run_index() { return thread_index() / LANES; }
 
-// Whether a tile is read while the one before is worked on: it takes as many registers again.
-constexpr bool AHEAD = STATE <= 8;
+// Whether what a tile's elements are made of is read while the tile before is worked on: it takes as many registers again.
+// What only its results need is so as well where there is room for all; else it is asked for when the tile begins, and is
+// there soon after it is folded.
+constexpr bool AHEAD = STATE <= 8, LATE_AHEAD = AHEAD && READS <= 4;
 
 struct Shared {
     State totals[2][RUNS][LANES];  // of each run; of this tile and the one before
@@ -25,23 +27,26 @@ struct Tile {
     LoadedResults loaded_results;
     bool whole = false;  // whether the warp's runs are as most are: all steps are there, and all that is read for them
 
-    // Asks for what the tile's elements and results are made of; nothing is waited for.
+    // Asks for what is read ahead; nothing is waited for.
     DEVICE void load(const Parameters& p, const Row& row, Step first) {
         Step step = first + run_index() * RUN, begin = REVERSE ? (Step)p.length - RUN - step : step;
-        whole = ballot(step + RUN <= (Step)p.length && all_there(row, begin, begin + RUN)) == ~0u;
-        if (whole) load_run_of<true>(p, row, step);
-        else load_run_of<false>(p, row, step);
+        whole = ballot(step + RUN <= (Step)p.length && all_there(p, row, begin, begin + RUN)) == ~0u;
+        if (whole) load_sources<true>(p, row, step, loaded);
+        else load_sources<false>(p, row, step, loaded);
+        if (LATE_AHEAD) load_late(p, row, first);
     }
-    template <bool WHOLE>
-    DEVICE void load_run_of(const Parameters& p, const Row& row, Step step) {
-        load_sources<WHOLE>(p, row, step, loaded);
-        load_result_sources<WHOLE>(p, row, step, loaded_results);
+
+    // Asks for what only the tile's results need.
+    DEVICE void load_late(const Parameters& p, const Row& row, Step first) {
+        Step step = first + run_index() * RUN;
+        if (whole) load_result_sources<true>(p, row, step, loaded_results);
+        else load_result_sources<false>(p, row, step, loaded_results);
     }
 
     // Takes over what was read for another tile.
     DEVICE void follow(const Tile& next) {
         loaded = next.loaded;
-        loaded_results = next.loaded_results;
+        if (LATE_AHEAD) loaded_results = next.loaded_results;
         whole = next.whole;
     }
 
@@ -80,7 +85,7 @@ struct Tile {
                 run[j] = combine(p, row, prefix.state, run[j], WHOLE || step + j < (Step)p.length, fault);
             }
         }
-        store_results<WHOLE>(p, row, step, loaded_results, run, fault);
+        store_results<WHOLE>(p, row, step, loaded, loaded_results, run, fault);
     }
 
     DEVICE void store(const Parameters& p, const Row& row, Step first, const Prefix& carry, const Prefix& before,
@@ -127,6 +132,7 @@ KERNEL void __launch_bounds__(32 * WARPS, LANES == 16 ? 3 : 1) scan(const __grid
         Row row = row_of(p, min_of(row_number, p.rows - 1));
         Step first = (Step)index * TILE;
         tile.load(p, row, first);
+        if (!LATE_AHEAD) tile.load_late(p, row, first);
         Prefix before;
         State aggregate = tile.fold(p, row, first, shared.totals[0], before, fault);
         bool last = index == p.tiles - 1;
@@ -171,7 +177,8 @@ KERNEL void __launch_bounds__(32 * WARPS, LANES == 16 ? 3 : 1) scan(const __grid
             for (Step first = 0; first < (Step)p.length; first += TILE) {
                 Tile next;
                 if (!AHEAD) tile.load(p, row, first);
-                else if (first + TILE < (Step)p.length) next.load(p, row, first + TILE);
+                if (!LATE_AHEAD) tile.load_late(p, row, first);
+                if (AHEAD && first + TILE < (Step)p.length) next.load(p, row, first + TILE);
                 Prefix before;
                 State aggregate = tile.fold(p, row, first, shared.totals[turn], before, fault);
                 tile.store(p, row, first, carry, before, there, fault);

@@ -94,7 +94,7 @@ KERNEL void __launch_bounds__(32 * WARPS) scan(const __grid_constant__ Parameter
         Prefix carry;
         for (Step first = 0; first < (Step)p.length; first += TILE) {
             Step begin = REVERSE ? (Step)p.length - TILE - first : first;
-            bool whole = first + TILE <= (Step)p.length && all_there(row, begin, begin + TILE);
+            bool whole = first + TILE <= (Step)p.length && all_there(p, row, begin, begin + TILE);
             if (whole) tile.load<true>(p, row, first, fault);
             else tile.load<false>(p, row, first, fault);
             tile.fold(p, row, first, shared, fault);

@@ -8,8 +8,9 @@ struct alignas(sizeof(T) * N) Pack {
     T element[N];
 };
 
+template <bool WHOLE = false>
 DEVICE Step position_of(Step step, Step length) {
-    step = min_of<Step>(step, length - 1);
+    if (!WHOLE) step = min_of<Step>(step, length - 1);
     return REVERSE ? length - 1 - step : step;
 }
 
@@ -65,6 +66,24 @@ DEVICE void load_run(T (&run)[RUN], const T* start, long long stride, int shift,
     }
 }
 
+// A run that several sources share, with more steps than theirs: from a step on, all of which are there.
+template <typename T, int N>
+DEVICE void load_steps(T (&steps)[N], const T* start, long long stride, Step step, Step length) {
+    const T* first = start + (REVERSE ? length - N - step : step) * stride;
+#pragma unroll
+    for (int j = 0; j < N; ++j) steps[j] = first[(REVERSE ? N - 1 - j : j) * stride];
+}
+
+// What a source has of them, from the one of number BEGIN on: its steps that are there, or those beyond the length.
+template <bool THERE, int BEGIN, typename T, int N>
+DEVICE void load_part(T (&steps)[N], const T* start, long long stride, Step step, Step length, Step low, Step high) {
+#pragma unroll
+    for (int j = 0; j < RUN; ++j) {
+        Step position = position_of(step + j, length);
+        if ((step + j < length) == THERE && position >= low && position < high) steps[BEGIN + j] = start[position * stride];
+    }
+}
+
 // Writes those steps of a run that there are.
 template <bool WHOLE, typename T>
 DEVICE void store_run(const T (&run)[RUN], T* start, long long stride, int shift, Step step, Step length) {
@@ -79,7 +98,7 @@ DEVICE void store_run(const T (&run)[RUN], T* start, long long stride, int shift
     }
 #pragma unroll
     for (int j = 0; j < RUN; ++j) {
-        if (WHOLE || step + j < length) start[position_of(step + j, length) * stride] = run[j];
+        if (WHOLE || step + j < length) start[position_of<WHOLE>(step + j, length) * stride] = run[j];
     }
 }
 

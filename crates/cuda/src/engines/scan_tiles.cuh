@@ -50,7 +50,7 @@ struct Place {
 
     // Whether it is a tile as most are.
     DEVICE bool whole(const Parameters& p, const Row& row) const {
-        return first + TILE <= (Step)p.length && all_there(row, begin(p), end(p));
+        return first + TILE <= (Step)p.length && all_there(p, row, begin(p), end(p));
     }
 };
 
@@ -140,8 +140,11 @@ struct Part {
     }
 };
 
-// All threads that fold, scan and look back come by here, once a turn.
-DEVICE void meet_all() { meet(1, 32 * (WARPS + 1)); }
+// All threads that fold, scan and look back come by here, once a turn; a warp's lanes together.
+DEVICE void meet_all() {
+    sync_warp();
+    meet(1, 32 * (WARPS + 1));
+}
 
 DEVICE void scan_tiles(const Parameters& p, const Turns& turns, Shared& shared, Fault& fault) {
     Part now, last, older;

@@ -53,6 +53,7 @@ void store_words(void* to, const unsigned (&words)[N]) {
 float round_tf32(float x);
 inline float exp2_approximate(float x) { return exp2f(x); }
 inline float divide_approximate(float x, float y) { return x / y; }
+inline float reciprocal_approximate(float x) { return 1 / x; }
 // With as large an error as the machine's may have.
 inline float tanh_approximate(float x) { return fminf(fmaxf(tanhf(x) * (1 + 0x1p-11f), -1), 1); }
 

@@ -2,7 +2,7 @@
 //! ones, states of one number and of many, and lengths on both sides of a run, a tile, a group and a stretch of tiles.
 
 use tilewright_cuda::codegen::Step;
-use tilewright_generate::Random;
+use tilewright_generate::{Random, gated_recurrence, random_inputs};
 use tilewright_interp::Array;
 use tilewright_ir::{DType, parse};
 use tilewright_schedule::Layout;
@@ -184,6 +184,45 @@ fn stretches_of_matrix_products() {
     let cases = [scan(&[8 * 1100 + 3, 2], 0).case(), scan(&[1, 256 * 66 + 9], 1).case()];
     assert!(has(&cases[0], "a lane for each row") && cases.iter().all(|case| has(case, "looks back")));
     check(&cases);
+}
+
+/// A layer of a gated recurrence and its gradient: what both scans make of narrow gates, some of them a step apart.
+fn gated(shape: [usize; 3], reverse: bool) -> Case {
+    let graph = gated_recurrence(shape, reverse);
+    let inputs = random_inputs(&graph, shape.iter().sum::<usize>() as u64);
+    let (graph, inputs) = with_gradients(graph, inputs, &mut Random::new(1));
+    Case::new(format!("gated recurrence of {shape:?}, reverse {reverse}"), graph, inputs)
+}
+
+#[test]
+fn runs_that_sources_share() {
+    let cases = [
+        gated([2, 1, 33], false),
+        gated([2, 2, 33], true),
+        gated([1, 66, 70], true),
+        gated([3, 200, 40], false),
+        // Few rows, that are cut.
+        gated([1, 64 * 33 + 5, 64], false),
+    ];
+    for case in &cases {
+        assert_eq!(case.plan.kernels.len(), 2, "{}\n{}", case.label, case.plan);
+    }
+    assert!(cases[1..].iter().all(|case| has(case, "load_steps(loaded.")));
+    check(&cases);
+}
+
+/// The width of lanes' rows is part of the text, how many there are and how long is not.
+#[test]
+fn a_gated_text_does_not_change_with_lengths() {
+    let bodies = |shape| -> Vec<String> {
+        let launches = gated(shape, false).program.steps.into_iter().filter_map(|(_, step)| match step {
+            Step::Launch(launch) => Some(launch.source.body.clone()),
+            Step::Zero { .. } => None,
+        });
+        launches.collect()
+    };
+    assert_eq!(bodies([2, 300, 64]), bodies([3, 501, 64]));
+    assert_ne!(bodies([2, 300, 64]), bodies([2, 300, 80]));
 }
 
 /// What lies otherwise is read where it lies: nothing is copied, and unaligned rows are right.

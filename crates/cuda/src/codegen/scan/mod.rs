@@ -8,7 +8,9 @@
 //!
 //! In which order states are combined depends on sizes only: see `scan.cuh`.
 
+mod choices;
 mod functions;
+mod reads;
 mod shape;
 mod staging;
 mod state;
@@ -70,8 +72,9 @@ pub(super) fn lower(scan: &Scan, lowering: &mut Lowering) {
     if shape.chained {
         lowering.zero(place, cleared);
     }
-    let mut writer = Writer { scan, parameters: &mut parameters, sites: Vec::new(), text: String::new() };
+    let mut writer = Writer::new(scan, shape.lanes, &mut parameters);
     writer.functions();
+    let reads = writer.reads();
     let (mut functions, sites) = (writer.text, writer.sites);
     let Shape { warps, rounds, run, chained, .. } = shape;
     let step = if scan.length < (1 << 31) - 2 * shape.tile() { "int" } else { "long long" };
@@ -96,6 +99,9 @@ pub(super) fn lower(scan: &Scan, lowering: &mut Lowering) {
         }
         Engine::Lanes => (LANES, "a scan, a lane for each row; a block does whole rows."),
     };
+    if shape.lanes {
+        constants += &format!("constexpr int READS = {reads};\n");
+    }
     constants += &state_type(scan, flagged);
     let source = Text::new("scan", comment, &parameters, &constants, &[RUNS, &functions, ENGINE, text]);
     lowering.program.sites.extend(sites);
