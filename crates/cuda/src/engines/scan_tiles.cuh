@@ -140,7 +140,8 @@ struct Part {
     }
 };
 
-// All threads that fold, scan and look back come by here, once a turn; a warp's lanes together.
+// All threads that fold, scan and look back come by here, once a turn; a warp's lanes together. That the warps come from two
+// instructions is what the sanitizer's synccheck reports of these kernels.
 DEVICE void meet_all() {
     sync_warp();
     meet(1, 32 * (WARPS + 1));
