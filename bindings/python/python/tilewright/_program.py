@@ -19,7 +19,6 @@ operator's arguments into comments of the code that they generate. Prefixes stan
 
 from __future__ import annotations
 
-import functools
 import re
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any
@@ -86,7 +85,6 @@ def ordered(program: str, orders: Sequence[str]) -> str:
     return f"{_ORDERED}{','.join(orders)}::{program}" if any(orders) else program
 
 
-@functools.lru_cache(maxsize=4096)
 def orders_of(program: str) -> tuple[tuple[str, ...], str]:
     """The orders of a program's first results, and the program that has them as they are."""
     if not program.startswith(_ORDERED):
@@ -184,15 +182,9 @@ def mask_text(library: Library, mask_mod: Callable[..., Any]) -> tuple[str, list
 
 def check_attention(query: Any, key: Any, value: Any, kinds: Sequence[str | None], grouped: bool) -> None:
     """Raises where query, key and value (whose element types are ``kinds``) do not fit each other."""
-    named = (("query", query), ("key", key), ("value", value))
-    for name, array in named:
-        if array.ndim != 4:
-            raise ShapeError(f"{name}: 4 axes [batch, heads, length, size] expected, {list(array.shape)} found")
-    for (name, array), kind in zip(named, kinds):
-        if kind is None or not is_float(kind):
-            raise DTypeError(f"{name}: a float type expected, {array.dtype} found")
-        if kind != kinds[0]:
-            raise DTypeError(f"{name}: {query.dtype} as query expected, {array.dtype} found")
+    first, second, third = kinds
+    if not (query.ndim == key.ndim == value.ndim == 4 and first == second == third and first is not None and is_float(first)):
+        _refuse_attention((("query", query), ("key", key), ("value", value)), kinds)
     heads, key_heads = query.shape[1], key.shape[1]
     if not grouped and heads != key_heads:
         raise ShapeError(
@@ -200,6 +192,18 @@ def check_attention(query: Any, key: Any, value: Any, kinds: Sequence[str | None
         )
     if key_heads == 0 or heads % key_heads != 0:
         raise ShapeError(f"key: axis 1: a divisor of query's {heads} heads expected, {key_heads} found")
+
+
+def _refuse_attention(named: Sequence[tuple[str, Any]], kinds: Sequence[str | None]) -> None:
+    """Raises for the first operand whose rank or element type does not fit."""
+    for name, array in named:
+        if array.ndim != 4:
+            raise ShapeError(f"{name}: 4 axes [batch, heads, length, size] expected, {list(array.shape)} found")
+    for (name, array), kind in zip(named, kinds):
+        if kind is None or not is_float(kind):
+            raise DTypeError(f"{name}: a float type expected, {array.dtype} found")
+        if kind != kinds[0]:
+            raise DTypeError(f"{name}: {named[0][1].dtype} as query expected, {array.dtype} found")
 
 
 def _run_mask(region: Region, mask_mod: Callable[..., Any]) -> Any:

@@ -144,11 +144,10 @@ _PLAIN = (Tensor, torch.nn.Parameter)
 
 def _run(inputs: list[Tensor], program: str) -> list[Tensor]:
     """The operator; past the dispatcher where there is nothing for it to do."""
-    plain = all([type(x) in _PLAIN and not x.is_neg() for x in inputs])
-    if plain and not torch._C._len_torch_dispatch_stack() and maybe_current_level() is None:
-        if all([x.is_cpu for x in inputs]):
+    if not torch._C._len_torch_dispatch_stack() and maybe_current_level() is None:
+        if all([x.is_cpu and type(x) in _PLAIN and not x.is_neg() for x in inputs]):
             return _call_cpu(inputs, program)
-        if inputs[0].is_cuda:
+        if inputs[0].is_cuda and all([type(x) in _PLAIN and not x.is_neg() for x in inputs]):
             _check_devices(inputs, program)
             return _call_cuda(inputs, program)
     _check_devices(inputs, program)
