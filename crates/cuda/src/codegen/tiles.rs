@@ -220,7 +220,9 @@ pub fn one_pass_tiles(needs: OnePassNeeds, shared_bytes: usize) -> Option<OnePas
         _ => return None,
     };
     let mut found = columns.iter().flat_map(|&columns| {
-        [2, 1].map(|sum_tiles| one_pass_measured(needs, columns, sum_tiles, head, value))
+        // As measured: beside wide tiles a second place for sums takes registers, and gains nothing.
+        let most = if columns == 64 { 2 } else { 1 };
+        (1..=most).rev().map(move |sum_tiles| one_pass_measured(needs, columns, sum_tiles, head, value))
     });
     found.find(|tiles| tiles.shared_bytes <= shared_bytes)
 }

@@ -342,8 +342,8 @@ DEVICE void multiply_and_differentiate(const Parameters& p) {
     };
 
     // Which pairs are admitted of a tile, once it is known. The mask over the next tile is found while sums are waited for; but
-    // not where weights are made again, which leaves no register for it.
-    constexpr bool AHEAD = MASKED && !AGAIN;
+    // not where tiles are wide or weights are made again, which leaves no registers for it.
+    constexpr bool AHEAD = MASKED && !AGAIN && COLUMNS == 64;
     auto admitted_next = [&](int number) {
         wait_barrier(&s.barriers->known[number % STAGES], number / STAGES & 1);
         Tile tile = s.tiles[number % WALKED];
