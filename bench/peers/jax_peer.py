@@ -37,6 +37,7 @@ def scan(case):
 
 
 def main():
+    print("ready", flush=True)
     for line in sys.stdin:
         case = json.loads(line)
         try:

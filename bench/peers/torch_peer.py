@@ -150,6 +150,7 @@ def model(case):
 
 def main():
     torch.manual_seed(0)
+    print("ready", flush=True)
     for line in sys.stdin:
         case = json.loads(line)
         torch.set_num_threads(case["threads"])

@@ -1,4 +1,5 @@
-//! Peers: Python processes that answer one case a line, so that project and peer are measured in turn.
+//! Peers: Python processes that write a line when they are ready, and then answer one case a line, so that project and peer
+//! are measured in turn.
 
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
@@ -36,7 +37,13 @@ impl Peers {
             let output = BufReader::new(process.stdout.take().expect("the output is piped"));
             Ok(Peer { name: name.clone(), process, input, output })
         };
-        names.iter().map(start).collect::<std::io::Result<_>>().map(Peers)
+        let mut peers: Vec<Peer> = names.iter().map(start).collect::<std::io::Result<_>>()?;
+        // A peer that is still importing its library would take a core from what is measured first. One that fails
+        // closes its output, and says so when it is asked.
+        for peer in &mut peers {
+            peer.output.read_line(&mut String::new())?;
+        }
+        Ok(Peers(peers))
     }
 
     /// Puts a case to each peer that may have an implementation of it.
