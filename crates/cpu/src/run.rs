@@ -22,7 +22,7 @@ use crate::{Context, Isa, attention, block_map, loops, matmul, scan, scatter};
 /// [`ErrorKind::Layout`] where an input or output does not fit the plan, [`ErrorKind::Invariant`] where the
 /// plan is at fault. Outputs are then in no particular state.
 pub fn run(plan: &Plan, inputs: &[&[u8]], outputs: &mut [&mut [u8]], threads: usize) -> Result<()> {
-    run_with(plan, inputs, outputs, threads, Isa::preferred())
+    run_on(plan, inputs, outputs, threads, Isa::preferred())
 }
 
 /// [`run`] with a chosen instruction set.
@@ -43,6 +43,12 @@ pub fn run_with(
             required: isa.name().into(),
         }));
     }
+    run_on(plan, inputs, outputs, threads, isa)
+}
+
+/// [`run`] with an instruction set that the machine has. (To ask which it has takes microseconds on a virtual one, where
+/// the question goes to the host.)
+fn run_on(plan: &Plan, inputs: &[&[u8]], outputs: &mut [&mut [u8]], threads: usize, isa: Isa) -> Result<()> {
     let threads = threads_or_all(threads);
     let mut arena = take_arena(plan.arena_bytes)?;
     let ran = run_kernels(plan, inputs, outputs, &mut arena, (threads, isa), &|_, kernel| kernel());

@@ -104,12 +104,12 @@ impl<S: Dispatch> Source<S> for InMemory {
         let panel = WIDTH * self.lanes;
         let across = FEW.next_multiple_of(panel);
         Ok(Scratch {
-            queries: Aligned::new(FEW * head_size)?,
-            across: Aligned::new(across * head_size)?,
+            queries: Aligned::scratch(FEW * head_size)?,
+            across: Aligned::scratch(across * head_size)?,
             columns: panel,
-            scores: Aligned::new(across * keys)?,
-            rows: Aligned::new(keys * head_size.max(value_size))?,
-            values: Aligned::new(keys * value_size.next_multiple_of(panel))?,
+            scores: Aligned::scratch(across * keys)?,
+            rows: Aligned::scratch(keys * head_size.max(value_size))?,
+            values: Aligned::scratch(keys * value_size.next_multiple_of(panel))?,
         })
     }
 
