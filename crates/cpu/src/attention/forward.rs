@@ -65,12 +65,13 @@ pub(super) fn forward<S: Dispatch>(
     let split_keys = shape.keys.div_ceil(splits).next_multiple_of(KEYS);
     let found = Found::new(if splits == 1 { 0 } else { splits }, units, QUERIES, shape.value_size)?;
     let queries_of = |block: usize| block * QUERIES..((block + 1) * QUERIES).min(shape.queries);
-    let order = longest_first(units, |unit| {
+    let length = |unit: usize| -> usize {
         let (head, block) = (unit / blocks, unit % blocks);
         let place = (head / shape.heads, head % shape.heads);
         let segments = keys_of(regions.blocks, place, &queries_of(block), shape.keys);
         segments.iter().map(|segment| segment.range.len()).sum()
-    });
+    };
+    let order = longest_first(shape.batch * shape.heads, blocks, length);
     let room = || Scratch::new(&shape, source, &regions, panel_width::<S>(context.isa));
     context.parallel_in(units * splits, room, |scratch, i| {
         let (unit, split) = (order[i / splits], i % splits);
@@ -108,11 +109,12 @@ pub(super) fn forward<S: Dispatch>(
     })
 }
 
-/// The units in the order in which they are begun, so that no thread is left with a long one at the end.
-fn longest_first(units: usize, length: impl Fn(usize) -> usize) -> Vec<usize> {
-    let mut order: Vec<(usize, usize)> = (0..units).map(|unit| (length(unit), unit)).collect();
-    order.sort_by_key(|&(length, _)| std::cmp::Reverse(length));
-    order.into_iter().map(|(_, unit)| unit).collect()
+/// The units in the order in which they are begun: head by head, so that the keys of one stay in the caches, and a head's
+/// longest first, so that no thread is left with a long one at the end.
+fn longest_first(heads: usize, blocks: usize, length: impl Fn(usize) -> usize) -> Vec<usize> {
+    let mut order: Vec<usize> = (0..heads * blocks).collect();
+    order.sort_by_cached_key(|&unit| (unit / blocks, std::cmp::Reverse(length(unit))));
+    order
 }
 
 struct Unit<'a, S: Scalar, K: Source<S>> {
