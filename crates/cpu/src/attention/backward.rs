@@ -294,7 +294,7 @@ impl<S: Dispatch, F: Factors<S>> Work<S> for Unit<'_, S, F> {
                     let segments = queries_of(self.call.regions.blocks, (batch, head), &keys, queries);
                     for Segment { range, full } in pieces(segments, QUERIES) {
                         // SAFETY: as the caller vouches for the vectors; the ranges are within the arrays.
-                        unsafe { self.panel::<V>((batch, head), range, keys.clone(), full)? };
+                        unsafe { self.tile::<V>((batch, head), range, keys.clone(), full)? };
                     }
                 }
             }
@@ -312,22 +312,44 @@ impl<S: Dispatch, F: Factors<S>> Unit<'_, S, F> {
     /// Adds what the pairs of some queries, at most [`QUERIES`], with a block of keys contribute. The mask is
     /// evaluated unless they are all admitted.
     #[inline(always)]
-    unsafe fn panel<V: Vector<Scalar = S>>(
+    unsafe fn tile<V: Vector<Scalar = S>>(
         &mut self,
         (batch, head): (usize, usize),
         queries: Range<usize>,
         keys: Range<usize>,
         full: bool,
     ) -> Result<()> {
-        let call = self.call;
-        let heads = call.shape.heads;
-        let Scratch { scores, weights, slopes, panels, sums, admitted, tile } = &mut *self.scratch;
         let (rows, columns) = (queries.len(), keys.len());
         let pairs = Pairs { batch, head, query: queries.start, key: keys.start, rows, columns };
-        if !full && !call.regions.admitted(pairs, admitted, KEYS, tile)? {
-            return Ok(());
+        if full {
+            // SAFETY: the caller's promise.
+            return unsafe { self.panel::<V>(pairs, None) };
         }
-        let mask = (!full).then_some(Admitted { bytes: admitted, stride: KEYS });
+        let Scratch { admitted, tile, .. } = &mut *self.scratch;
+        self.call.regions.admit(pairs, admitted, KEYS, tile)?;
+        let mask = Admitted { bytes: admitted, stride: KEYS };
+        for (rows, columns) in mask.pieces(&pairs, F::GRAIN) {
+            // SAFETY: a part of the pairs.
+            unsafe { self.panel::<V>(pairs.piece(&rows, &columns), Some((rows.start, columns.start)))? };
+        }
+        Ok(())
+    }
+
+    /// Adds what pairs contribute. Which of them the mask admits stands in the scratch from a row and a column on, unless
+    /// all are.
+    #[inline(always)]
+    unsafe fn panel<V: Vector<Scalar = S>>(
+        &mut self,
+        pairs: Pairs,
+        admitted_from: Option<(usize, usize)>,
+    ) -> Result<()> {
+        let call = self.call;
+        let Pairs { batch, head, rows, columns, .. } = pairs;
+        let (queries, keys) = (pairs.query..pairs.query + rows, pairs.key..pairs.key + columns);
+        let heads = call.shape.heads;
+        let Scratch { scores, weights, slopes, panels, sums, admitted, tile } = &mut *self.scratch;
+        let admitted = Admitted { bytes: admitted, stride: KEYS };
+        let mask = admitted_from.map(|(row, column)| admitted.from(row, column));
         let padded = columns.next_multiple_of(V::LANES);
         let (queries_at, keys_at) = (((batch, head), queries), (key_place(&call.shape, batch, head), keys));
         let (queries, keys) = (&queries_at, &keys_at);

@@ -23,6 +23,9 @@ pub(super) trait Factors<S: Scalar>: Sync {
     /// The sums of a block of keys, and what else a unit keeps for the products.
     type Sums;
 
+    /// Rows of a panel that pieces of it begin at multiples of.
+    const GRAIN: usize;
+
     /// Runs `work` with the vectors that the products are made for.
     ///
     /// # Safety
@@ -38,8 +41,8 @@ pub(super) trait Factors<S: Scalar>: Sync {
     /// `scores = scale · queries · keysᵀ`.
     ///
     /// # Safety
-    /// Here and below: the machine has the vectors, the positions are within the arrays, the keys a block's, and the
-    /// panels hold the pairs.
+    /// Here and below: the machine has the vectors, the positions are within the arrays, the keys are of one block and
+    /// begin at a multiple of a panel's width, and the panels hold the pairs.
     unsafe fn scores<V: Vector<Scalar = S>>(&self, queries: &At, keys: &At, scores: *mut S);
 
     /// `slopes = cotangents · valuesᵀ`.
@@ -121,6 +124,9 @@ pub(super) struct Sums<S: Scalar> {
 impl<S: Dispatch> Factors<S> for Packs<S> {
     type Sums = Sums<S>;
 
+    // Products over fewer queries would spend their time on reading and writing sums.
+    const GRAIN: usize = 32;
+
     unsafe fn dispatch<W: Work<S>>(&self, isa: Isa, work: W) -> W::Output {
         // SAFETY: as the caller vouches.
         unsafe { S::dispatch(isa, work) }
@@ -165,9 +171,11 @@ impl<S: Dispatch> Factors<S> for Packs<S> {
     ) {
         let extents = (keys.1.len(), queries.1.len(), self.shape.value_size);
         let left = Left { data: weights, row: 1, column: STRIDE };
-        let target = Target { data: sums.values.as_mut_ptr(), row: self.cotangents.padded(), add: true };
         // SAFETY: as the caller vouches.
-        unsafe { add::<V>(extents, left, (&self.cotangents, queries), target, mask, true) }
+        unsafe {
+            let target = sums_from(&mut sums.values, &self.cotangents, keys);
+            add::<V>(extents, left, (&self.cotangents, queries), target, mask, true)
+        }
     }
 
     #[inline(always)]
@@ -190,7 +198,7 @@ impl<S: Dispatch> Factors<S> for Packs<S> {
             }
             if keys_wanted {
                 let left = Left { data: slopes, row: 1, column: STRIDE };
-                let target = Target { data: sums.keys.as_mut_ptr(), row: self.queries.padded(), add: true };
+                let target = sums_from(&mut sums.keys, &self.queries, keys);
                 add::<V>((columns, rows, size), left, (&self.queries, queries), target, mask, true);
             }
         }
@@ -207,6 +215,12 @@ impl<S: Dispatch> Factors<S> for Packs<S> {
             }
         }
     }
+}
+
+/// The sums of some keys of a block, as long as the vectors of `packed`.
+fn sums_from<S: Dispatch>(sums: &mut [S], packed: &Packed<S>, keys: &At) -> Target<S> {
+    let row = packed.padded();
+    Target { data: sums[keys.1.start % KEYS * row..].as_mut_ptr(), row, add: true }
 }
 
 /// `target += left · right`, for a right operand packed in rows; over the admitted pairs only where the others might
@@ -228,7 +242,7 @@ unsafe fn add<V: Vector<Scalar: Dispatch>>(
         let columns = right.panels(*place, range.start);
         let extents = (rows, depth, size.div_ceil(width::<V>()));
         match mask {
-            Some(mask) if !right.finite(*place, range.clone()) => {
+            Some(mask) if !right.finite::<V>(*place, range.clone()) => {
                 mask.product::<V>(extents, left, columns, target, transposed)
             }
             _ => product::<V>(extents, left, columns, target),

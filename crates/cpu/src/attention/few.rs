@@ -94,6 +94,8 @@ impl InMemory {
 impl<S: Dispatch> Source<S> for InMemory {
     type Scratch = Scratch<S>;
 
+    const GRAIN: usize = FEW;
+
     unsafe fn dispatch<W: Work<S>>(&self, isa: Isa, work: W) -> W::Output {
         // SAFETY: as the caller vouches.
         unsafe { S::dispatch(isa, work) }
@@ -114,7 +116,12 @@ impl<S: Dispatch> Source<S> for InMemory {
     }
 
     #[inline(always)]
-    unsafe fn take_queries(&self, place: (usize, usize, usize), rows: usize, scratch: &mut Scratch<S>) {
+    unsafe fn take_queries<V: Vector<Scalar = S>>(
+        &self,
+        place: (usize, usize, usize),
+        rows: usize,
+        scratch: &mut Scratch<S>,
+    ) {
         let size = self.operands.shape.head_size;
         let queries = &mut scratch.queries[..rows * size];
         scratch.columns = if rows <= self.lanes { self.lanes } else { WIDTH * self.lanes };
@@ -123,7 +130,7 @@ impl<S: Dispatch> Source<S> for InMemory {
         unsafe {
             read_rows(&self.operands.query, place, self.operands.scale, size, queries);
             for (i, block) in queries.chunks(panel.max(1)).enumerate() {
-                pack_columns(block, size, scratch.columns, scratch.across.as_mut_ptr().add(i * panel));
+                pack_columns::<V>(block, size, scratch.columns, scratch.across.as_mut_ptr().add(i * panel));
             }
         }
     }
@@ -135,11 +142,13 @@ impl<S: Dispatch> Source<S> for InMemory {
     #[inline(always)]
     unsafe fn scores<V: Vector<Scalar = S>>(
         &self,
-        rows: usize,
+        rows: &Range<usize>,
         (place, range): ((usize, usize), Range<usize>),
         scores: Target<S>,
         scratch: &mut Scratch<S>,
     ) {
+        debug_assert_eq!(rows.start, 0, "few queries are not cut");
+        let rows = rows.len();
         let AttentionShape { head_size: size, value_size, .. } = self.operands.shape;
         let Scratch { queries, across, columns, scores: transposed, rows: block, .. } = scratch;
         // SAFETY: as the caller vouches; the scratch holds a panel of keys.
@@ -204,7 +213,7 @@ impl<S: Dispatch> Source<S> for InMemory {
     #[inline(always)]
     unsafe fn add_values<V: Vector<Scalar = S>>(
         &self,
-        rows: usize,
+        rows: &Range<usize>,
         (place, range): ((usize, usize), Range<usize>),
         (weights, stride): (*const S, usize),
         target: Target<S>,
@@ -215,6 +224,7 @@ impl<S: Dispatch> Source<S> for InMemory {
         // SAFETY: as the caller vouches.
         unsafe {
             let weights = Left { data: weights, row: stride, column: 1 };
+            let rows = rows.len();
             let (values, finite) = self.values::<V>((place, range.clone()), mask.is_some(), scratch);
             let panels = value_size.div_ceil(width::<V>());
             if let Some(mask) = mask.filter(|_| !finite) {

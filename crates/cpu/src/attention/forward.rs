@@ -189,13 +189,28 @@ impl<S: Dispatch, K: Source<S>> Work<S> for Unit<'_, S, K> {
         self.scratch.maximum.fill(S::NEG_INFINITY);
         let place = (self.batch, self.head, self.queries.start);
         // SAFETY: the rows are within the array.
-        unsafe { self.source.take_queries(place, self.queries.len(), &mut self.scratch.source) };
+        unsafe { self.source.take_queries::<V>(place, self.queries.len(), &mut self.scratch.source) };
         let segments = keys_of(self.regions.blocks, (self.batch, self.head), &self.queries, self.shape.keys);
         let own = self.keys.clone();
         for Segment { range, full } in pieces(segments, KEYS).filter(|piece| own.contains(&piece.range.start))
         {
+            let (batch, head, query) = (self.batch, self.head, self.queries.start);
+            let (rows, columns) = (self.queries.len(), range.len());
+            let pairs = Pairs { batch, head, query, key: range.start, rows, columns };
             // SAFETY: as the caller vouches for the vectors; the keys are within the array.
-            unsafe { self.panel::<V>(range, full)? };
+            unsafe {
+                if full {
+                    self.panel::<V>(0..rows, range, None)?;
+                    continue;
+                }
+                let Scratch { admitted, tile, .. } = &mut *self.scratch;
+                self.regions.admit(pairs, admitted, KEYS, tile)?;
+                let mask = Admitted { bytes: admitted, stride: KEYS };
+                for (rows, columns) in mask.pieces(&pairs, K::GRAIN) {
+                    let keys = pairs.key + columns.start..pairs.key + columns.end;
+                    self.panel::<V>(rows, keys, Some(columns.start))?;
+                }
+            }
         }
         // SAFETY: the unit's rows are its own.
         unsafe { self.finish::<V>() };
@@ -204,29 +219,33 @@ impl<S: Dispatch, K: Source<S>> Work<S> for Unit<'_, S, K> {
 }
 
 impl<S: Dispatch, K: Source<S>> Unit<'_, S, K> {
-    /// Takes in the pairs of the unit's queries with some keys, at most [`KEYS`]. The mask is evaluated
-    /// unless they are all admitted.
+    /// Takes in the pairs of some of the unit's queries with some keys, at most [`KEYS`]. Which of them the mask admits
+    /// stands in the scratch from a column on, unless all are.
     #[inline(always)]
-    unsafe fn panel<V: Vector<Scalar = S>>(&mut self, keys: Range<usize>, full: bool) -> Result<()> {
-        let rows = self.queries.len();
+    unsafe fn panel<V: Vector<Scalar = S>>(
+        &mut self,
+        queries: Range<usize>,
+        keys: Range<usize>,
+        admitted_from: Option<usize>,
+    ) -> Result<()> {
+        let (first, rows) = (queries.start, queries.len());
         let place = key_place(&self.shape, self.batch, self.head);
         let Scratch { raw, scores, stride, output, output_stride, maximum, sums, admitted, source, tile } =
             &mut *self.scratch;
         let (stride, output_stride) = (*stride, *output_stride);
-        let (batch, head, first) = (self.batch, self.head, self.queries.start);
-        let pairs = Pairs { batch, head, query: first, key: keys.start, rows, columns: keys.len() };
-        if !full && !self.regions.admitted(pairs, admitted, KEYS, tile)? {
-            return Ok(());
-        }
-        let mask = (!full).then_some(Admitted { bytes: admitted, stride: KEYS });
+        let (batch, head, query) = (self.batch, self.head, self.queries.start + first);
+        let pairs = Pairs { batch, head, query, key: keys.start, rows, columns: keys.len() };
+        let admitted = Admitted { bytes: admitted, stride: KEYS };
+        let mask = admitted_from.map(|column| admitted.from(first, column));
         // The panel begins where a packed panel does: its first `skip` columns are not among the keys.
         let skip = self.source.skip(keys.start);
         let columns = skip + keys.len();
         // SAFETY: every extent is within its buffer; see `Scratch` and `Source`.
         unsafe {
-            let raw = if raw.is_empty() { scores.as_mut_ptr() } else { raw.as_mut_ptr() };
+            let scores = &mut scores[first * stride..];
+            let raw = if raw.is_empty() { scores.as_mut_ptr() } else { raw[first * stride..].as_mut_ptr() };
             let target = Target { data: raw, row: stride, add: false };
-            self.source.scores::<V>(rows, (place, keys.clone()), target, source);
+            self.source.scores::<V>(&queries, (place, keys.clone()), target, source);
             if let Some(function) = &self.regions.function {
                 let panel = |data: *mut S| Panel { data: data.cast(), dtype: self.score_dtype, stride };
                 let [raw, scores] = [raw, scores.as_mut_ptr()].map(|data| panel(data.add(skip)));
@@ -248,14 +267,15 @@ impl<S: Dispatch, K: Source<S>> Unit<'_, S, K> {
                 if let Some(mask) = mask {
                     mask.overwrite(row, &mut scores[skip..columns], S::NEG_INFINITY);
                 }
-                let output = &mut output[row * output_stride..][..output_stride];
-                let sums = &mut sums[row * V::LANES..][..V::LANES];
-                let origin = relate::<V>(scores, &mut maximum[row], sums, output);
-                self.source.weigh::<V>(scores, (row, stride), origin, sums, source);
+                let output = &mut output[(first + row) * output_stride..][..output_stride];
+                let sums = &mut sums[(first + row) * V::LANES..][..V::LANES];
+                let origin = relate::<V>(scores, &mut maximum[first + row], sums, output);
+                self.source.weigh::<V>(scores, (first + row, stride), origin, sums, source);
             }
-            let target = Target { data: output.as_mut_ptr(), row: output_stride, add: true };
+            let output = output[first * output_stride..].as_mut_ptr();
+            let target = Target { data: output, row: output_stride, add: true };
             let weights = (scores.as_ptr(), stride);
-            self.source.add_values::<V>(rows, (place, keys), weights, target, mask, source);
+            self.source.add_values::<V>(&queries, (place, keys), weights, target, mask, source);
         }
         Ok(())
     }

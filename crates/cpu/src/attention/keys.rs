@@ -18,6 +18,9 @@ pub(super) trait Source<S: Scalar>: Sync {
     /// What a unit keeps for it.
     type Scratch: Send;
 
+    /// Rows of a panel of scores that pieces of it begin at multiples of.
+    const GRAIN: usize;
+
     /// Runs `work` with the vectors that the products are made for.
     ///
     /// # Safety
@@ -31,19 +34,25 @@ pub(super) trait Source<S: Scalar>: Sync {
     ///
     /// # Safety
     /// The rows are within the array.
-    unsafe fn take_queries(&self, place: (usize, usize, usize), rows: usize, scratch: &mut Self::Scratch);
+    unsafe fn take_queries<V: Vector<Scalar = S>>(
+        &self,
+        place: (usize, usize, usize),
+        rows: usize,
+        scratch: &mut Self::Scratch,
+    );
 
     /// How many columns before the key at `position` a panel of scores begins.
     fn skip(&self, position: usize) -> usize;
 
-    /// The scores of the unit's queries with some keys, from [`Source::skip`] columns before the first key on.
+    /// The scores of some of the unit's queries with some keys, from [`Source::skip`] columns before the first key on.
     ///
     /// # Safety
-    /// The machine has the vectors; the keys are within the array, and the target is as wide as they are, in whole
-    /// panels, and as high as `scratch` was made for.
+    /// The machine has the vectors; the queries begin at a multiple of [`Source::GRAIN`], the keys are within the array,
+    /// and the target, which begins at the first of the queries, is as wide as the keys, in whole panels, and as high as
+    /// `scratch` was made for.
     unsafe fn scores<V: Vector<Scalar = S>>(
         &self,
-        rows: usize,
+        rows: &Range<usize>,
         keys: ((usize, usize), Range<usize>),
         scores: Target<S>,
         scratch: &mut Self::Scratch,
@@ -70,7 +79,7 @@ pub(super) trait Source<S: Scalar>: Sync {
     /// As [`Source::scores`].
     unsafe fn add_values<V: Vector<Scalar = S>>(
         &self,
-        rows: usize,
+        rows: &Range<usize>,
         keys: ((usize, usize), Range<usize>),
         weights: (*const S, usize),
         target: Target<S>,
@@ -107,6 +116,8 @@ pub(super) struct Queries<S: Scalar>(Aligned<S>);
 impl<S: Dispatch> Source<S> for Keys<S> {
     type Scratch = Queries<S>;
 
+    const GRAIN: usize = 16;
+
     unsafe fn dispatch<W: Work<S>>(&self, isa: Isa, work: W) -> W::Output {
         // SAFETY: as the caller vouches.
         unsafe { S::dispatch(isa, work) }
@@ -117,7 +128,12 @@ impl<S: Dispatch> Source<S> for Keys<S> {
     }
 
     #[inline(always)]
-    unsafe fn take_queries(&self, place: (usize, usize, usize), rows: usize, queries: &mut Queries<S>) {
+    unsafe fn take_queries<V: Vector<Scalar = S>>(
+        &self,
+        place: (usize, usize, usize),
+        rows: usize,
+        queries: &mut Queries<S>,
+    ) {
         let size = self.operands.shape.head_size;
         // SAFETY: as the caller vouches.
         unsafe {
@@ -132,17 +148,18 @@ impl<S: Dispatch> Source<S> for Keys<S> {
     #[inline(always)]
     unsafe fn scores<V: Vector<Scalar = S>>(
         &self,
-        rows: usize,
+        rows: &Range<usize>,
         (place, range): ((usize, usize), Range<usize>),
         scores: Target<S>,
         queries: &mut Queries<S>,
     ) {
         let (size, skip) = (self.operands.shape.head_size, self.skip(range.start));
         let panels = (skip + range.len()).div_ceil(width::<V>());
-        let left = Left { data: queries.0.as_ptr(), row: size, column: 1 };
         // SAFETY: as the caller vouches.
         unsafe {
-            product::<V>((rows, size, panels), left, self.keys.panels(place, range.start - skip), scores)
+            let left = Left { data: queries.0.as_ptr().add(rows.start * size), row: size, column: 1 };
+            let keys = self.keys.panels(place, range.start - skip);
+            product::<V>((rows.len(), size, panels), left, keys, scores)
         };
     }
 
@@ -162,7 +179,7 @@ impl<S: Dispatch> Source<S> for Keys<S> {
     #[inline(always)]
     unsafe fn add_values<V: Vector<Scalar = S>>(
         &self,
-        rows: usize,
+        rows: &Range<usize>,
         (place, range): ((usize, usize), Range<usize>),
         (weights, stride): (*const S, usize),
         target: Target<S>,
@@ -174,9 +191,9 @@ impl<S: Dispatch> Source<S> for Keys<S> {
         unsafe {
             let weights = Left { data: weights.add(self.skip(range.start)), row: stride, column: 1 };
             let values = self.values.panels(place, range.start);
-            let extents = (rows, range.len(), size.div_ceil(width::<V>()));
+            let extents = (rows.len(), range.len(), size.div_ceil(width::<V>()));
             match mask {
-                Some(mask) if !self.values.finite(place, range) => {
+                Some(mask) if !self.values.finite::<V>(place, range) => {
                     mask.product::<V>(extents, weights, values, target, false)
                 }
                 _ => product::<V>(extents, weights, values, target),

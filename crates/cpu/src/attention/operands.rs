@@ -7,7 +7,7 @@ use tilewright_plan::View;
 use tilewright_plan::attention::{Attention, AttentionShape};
 
 use super::pack::{Strided, pack_columns, pack_rows, read_rows};
-use super::product::{Left, Panels, width};
+use super::product::{Left, Panels, WIDTH, width};
 use super::vector::{Dispatch, Scalar, Vector, Work};
 use crate::memory::{Aligned, Array, Memory, Number};
 use crate::{Context, Isa};
@@ -72,17 +72,23 @@ pub(super) enum Layout {
     Rows,
 }
 
-/// A `[batch, heads, length, size]` array, packed once and read by all blocks.
+/// A `[batch, heads, length, size]` array, packed once and read by all blocks; or where it lies, if it lies as it would be
+/// packed.
 pub(super) struct Packed<S: Scalar> {
-    data: Aligned<S>,
-    /// Whether each row holds finite numbers only: 1 or 0.
-    finite: Aligned<u8>,
+    /// What was packed.
+    _data: Aligned<S>,
+    start: *const S,
+    /// Elements between batches, heads and rows.
+    strides: [usize; 3],
     layout: Layout,
-    heads: usize,
-    length: usize,
     size: usize,
     width: usize,
 }
+
+// SAFETY: numbers that are only read.
+unsafe impl<S: Scalar> Send for Packed<S> {}
+// SAFETY: as above.
+unsafe impl<S: Scalar> Sync for Packed<S> {}
 
 impl<S: Dispatch> Packed<S> {
     /// Packs `array`, times `factor`.
@@ -94,10 +100,20 @@ impl<S: Dispatch> Packed<S> {
         layout: Layout,
     ) -> Result<Packed<S>> {
         let width = panel_width::<S>(context.isa);
-        let mut packed =
-            Packed { data: Aligned::new(0)?, finite: Aligned::new(0)?, layout, heads, length, size, width };
-        let data = Shared::new(batch * heads * packed.per_head())?;
-        let finite = Shared::new(batch * heads * length)?;
+        let padded = size.next_multiple_of(width);
+        if layout == Layout::Rows
+            && factor == 1.0
+            && size == padded
+            && let Some((start, strides)) = array.rows_together(size)
+        {
+            return Ok(Packed { _data: Aligned::new(0)?, start, strides, layout, size, width });
+        }
+        let row = match layout {
+            Layout::Transposed => size,
+            Layout::Rows => padded + ROW_PADDING,
+        };
+        let per_head = length.next_multiple_of(width) * row;
+        let data = Shared::new(batch * heads * per_head)?;
         let tasks = length.div_ceil(ROWS_PER_TASK);
         context.parallel(batch * heads * tasks, |i| {
             let (head, first) = (i / tasks, i % tasks * ROWS_PER_TASK);
@@ -108,16 +124,16 @@ impl<S: Dispatch> Packed<S> {
                 size,
                 factor,
                 layout,
-                row: packed.row(),
-                to: data.at(head * packed.per_head() + first * packed.row()),
-                finite: finite.at(head * length + first),
+                row,
+                to: data.at(head * per_head + first * row),
             };
             // SAFETY: the context's instruction set is the machine's; tasks write disjoint places.
             unsafe { S::dispatch(context.isa, work) };
             Ok(())
         })?;
-        (packed.data, packed.finite) = (data.into_inner(), finite.into_inner());
-        Ok(packed)
+        let data = data.into_inner();
+        let strides = [heads * per_head, per_head, row];
+        Ok(Packed { start: data.as_ptr(), _data: data, strides, layout, size, width })
     }
 
     /// Elements of a row, padded to panels.
@@ -125,20 +141,9 @@ impl<S: Dispatch> Packed<S> {
         self.size.next_multiple_of(self.width)
     }
 
-    /// Elements that a row takes.
-    fn row(&self) -> usize {
-        match self.layout {
-            Layout::Transposed => self.size,
-            Layout::Rows => self.padded() + ROW_PADDING,
-        }
-    }
-
-    fn per_head(&self) -> usize {
-        self.length.next_multiple_of(self.width) * self.row()
-    }
-
     fn at(&self, (batch, head): (usize, usize), position: usize) -> *const S {
-        self.data[(batch * self.heads + head) * self.per_head() + position * self.row()..].as_ptr()
+        let [batches, heads, rows] = self.strides;
+        self.start.wrapping_add(batch * batches + head * heads + position * rows)
     }
 
     /// As a right operand, from a position of one head on; one that begins a panel if transposed.
@@ -146,19 +151,40 @@ impl<S: Dispatch> Packed<S> {
         let data = self.at(place, position);
         match self.layout {
             Layout::Transposed => Panels { data, stride: self.size * self.width, row: self.width },
-            Layout::Rows => Panels { data, stride: self.width, row: self.row() },
+            Layout::Rows => Panels { data, stride: self.width, row: self.strides[2] },
         }
     }
 
     /// Rows as a left operand, from a position of one head on.
     pub(super) fn left(&self, place: (usize, usize), position: usize) -> Left<S> {
-        Left { data: self.at(place, position), row: self.row(), column: 1 }
+        Left { data: self.at(place, position), row: self.strides[2], column: 1 }
     }
 
-    /// Whether each of these rows holds finite numbers only.
-    pub(super) fn finite(&self, (batch, head): (usize, usize), rows: Range<usize>) -> bool {
-        let first = (batch * self.heads + head) * self.length;
-        self.finite[first + rows.start..first + rows.end].iter().all(|&finite| finite != 0)
+    /// Whether these rows hold finite numbers only.
+    ///
+    /// # Safety
+    /// The machine has the vectors, the rows are within the array, and rows are how it is packed.
+    #[inline(always)]
+    pub(super) unsafe fn finite<V: Vector<Scalar = S>>(
+        &self,
+        place: (usize, usize),
+        rows: Range<usize>,
+    ) -> bool {
+        debug_assert!(self.layout == Layout::Rows);
+        // SAFETY: as the caller vouches. 0 times a number is 0 if it is finite, and NaN if not.
+        unsafe {
+            let zero = V::splat(S::default());
+            let mut sums = [zero; WIDTH];
+            for row in rows {
+                let row = self.at(place, row);
+                for column in (0..self.padded()).step_by(width::<V>()) {
+                    for (i, sum) in sums.iter_mut().enumerate() {
+                        *sum = V::load(row.add(column + i * V::LANES)).fma(zero, *sum);
+                    }
+                }
+            }
+            sums.into_iter().fold(zero, |all, sum| all.add(sum)).total() == S::default()
+        }
     }
 }
 
@@ -221,7 +247,6 @@ struct Pack<S> {
     layout: Layout,
     row: usize,
     to: *mut S,
-    finite: *mut u8,
 }
 
 impl<S: Scalar> Work<S> for Pack<S> {
@@ -229,7 +254,7 @@ impl<S: Scalar> Work<S> for Pack<S> {
 
     #[inline(always)]
     unsafe fn run<V: Vector<Scalar = S>>(self) {
-        let Pack { array, place: (batch, head, first), rows, size, factor, layout, row, to, finite } = self;
+        let Pack { array, place: (batch, head, first), rows, size, factor, layout, row, to } = self;
         let width = width::<V>();
         let mut block = vec![S::default(); width * size];
         for start in (0..rows).step_by(width) {
@@ -238,11 +263,8 @@ impl<S: Scalar> Work<S> for Pack<S> {
             // SAFETY: the rows are within the array, the places within the packed data and the task's own.
             unsafe {
                 read_rows(&array, (batch, head, first + start), factor, size, block);
-                for (i, row) in block.chunks_exact(size.max(1)).enumerate() {
-                    *finite.add(start + i) = row.iter().all(|x| x.is_finite()) as u8;
-                }
                 match layout {
-                    Layout::Transposed => pack_columns(block, size, width, to.add(start * row)),
+                    Layout::Transposed => pack_columns::<V>(block, size, width, to.add(start * row)),
                     Layout::Rows => pack_rows::<V>(block, size, to.add(start * row), row),
                 }
             }

@@ -55,6 +55,20 @@ impl Strided {
         fits.then(|| (unsafe { self.row([batch, head, first]) }.cast_const().cast(), row as usize))
     }
 
+    /// The first element, and the elements between batches, heads and rows, where the engine can read rows of `size`
+    /// elements as they lie and one follows the other. (Rows far apart might meet in one cache set.)
+    pub(super) fn rows_together<S: Scalar>(&self, size: usize) -> Option<(*const S, [usize; 3])> {
+        let [batch, head, row, element] = self.strides;
+        let aligned = (self.data as usize).is_multiple_of(size_of::<S>());
+        let fits = self.dtype == S::DTYPE
+            && element == 1
+            && row == size as isize
+            && batch >= 0
+            && head >= 0
+            && aligned;
+        fits.then(|| (self.data.cast_const().cast(), [batch, head, row].map(isize::unsigned_abs)))
+    }
+
     /// Asks for rows of so many elements that are to be read soon, where their elements are neighbours.
     pub(super) fn fetch(&self, (batch, head): (usize, usize), rows: Range<usize>, size: usize) {
         let [batch_stride, head_stride, row_stride, element] = self.strides;
@@ -203,17 +217,74 @@ pub(super) unsafe fn pack_rows<V: Vector>(
 /// then zeros.
 ///
 /// # Safety
-/// `to` is good for a panel of `size` rows.
+/// `to` is good for a panel of `size` rows, and the machine has the vectors.
 #[inline(always)]
-pub(super) unsafe fn pack_columns<S: Scalar>(block: &[S], size: usize, width: usize, to: *mut S) {
-    // SAFETY: as the caller vouches.
-    let to = unsafe { std::slice::from_raw_parts_mut(to, size * width) };
-    if block.len() < width * size {
-        to.fill(S::default());
-    }
-    for (column, row) in block.chunks_exact(size.max(1)).enumerate() {
-        for (depth, &x) in row.iter().enumerate() {
-            to[depth * width + column] = x;
+pub(super) unsafe fn pack_columns<V: Vector>(
+    block: &[V::Scalar],
+    size: usize,
+    width: usize,
+    to: *mut V::Scalar,
+) {
+    let rows = block.len() / size.max(1);
+    // SAFETY: as the caller vouches; squares are within the block and the panel.
+    unsafe {
+        if rows < width {
+            std::slice::from_raw_parts_mut(to, size * width).fill(V::Scalar::default());
         }
+        let (wide, high) = (size - size % V::SQUARE, rows - rows % V::SQUARE);
+        for column in (0..high).step_by(V::SQUARE) {
+            for depth in (0..wide).step_by(V::SQUARE) {
+                let from = block.as_ptr().add(column * size + depth);
+                V::transpose((from, size), (to.add(depth * width + column), width));
+            }
+        }
+        for (column, row) in block.chunks_exact(size.max(1)).enumerate() {
+            for (depth, &x) in row.iter().enumerate().skip(if column < high { wide } else { 0 }) {
+                *to.add(depth * width + column) = x;
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Isa;
+    use crate::attention::vector::{Dispatch, Work};
+
+    struct Transpose<'a, S>(&'a [S], usize, usize, &'a mut [S]);
+
+    impl<S: Scalar> Work<S> for Transpose<'_, S> {
+        type Output = ();
+        #[inline(always)]
+        unsafe fn run<V: Vector<Scalar = S>>(self) {
+            assert!(self.3.len() >= self.1 * self.2);
+            // SAFETY: as just checked.
+            unsafe { pack_columns::<V>(self.0, self.1, self.2, self.3.as_mut_ptr()) }
+        }
+    }
+
+    fn check<S: Dispatch>() {
+        for isa in Isa::available() {
+            for (rows, size, width) in
+                [(32, 64, 32), (8, 8, 8), (19, 21, 32), (3, 16, 16), (16, 7, 16), (0, 5, 8)]
+            {
+                let block: Vec<S> = (0..rows * size).map(|i| S::from_f64(1.0 + i as f64)).collect();
+                let mut panel = vec![S::from_f64(-1.0); size * width];
+                // SAFETY: the machine has the set.
+                unsafe { S::dispatch(isa, Transpose(&block, size, width, &mut panel)) };
+                for (i, x) in panel.iter().enumerate() {
+                    let (depth, column) = (i / width, i % width);
+                    let expected = if column < rows { 1.0 + (column * size + depth) as f64 } else { 0.0 };
+                    assert_eq!(x.to_f64(), expected, "{isa:?} {rows}×{size} at {depth}, {column}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_panel_is_the_transpose_of_its_rows() {
+        check::<f32>();
+        check::<f64>();
     }
 }

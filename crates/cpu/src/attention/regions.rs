@@ -1,5 +1,7 @@
 //! The user's functions on tiles of pairs: what the mask admits, and what becomes of scores.
 
+use std::ops::Range;
+
 use tilewright_ir::{DType, Result, Scalar};
 use tilewright_plan::attention::Attention;
 use tilewright_plan::{Program, Table};
@@ -10,6 +12,9 @@ use crate::block_map::Blocks;
 use crate::memory::{Array, Memory, broken};
 use crate::tile::{Argument, Feed, Live, Scratch, Stage, Target, Tile, TileProgram, Variance};
 use crate::{Context, Isa};
+
+/// Keys of the widest tile.
+pub(super) const WIDEST: usize = 128;
 
 /// A tile of pairs.
 #[derive(Clone, Copy, Debug)]
@@ -30,6 +35,12 @@ pub(super) struct Pairs {
 const POSITIONS: [Feed; 4] = [Feed::Uniform, Feed::Uniform, Feed::RowPosition, Feed::ColumnPosition];
 
 impl Pairs {
+    /// Some rows and columns of them.
+    pub(super) fn piece(&self, rows: &Range<usize>, columns: &Range<usize>) -> Pairs {
+        let (query, key) = (self.query + rows.start, self.key + columns.start);
+        Pairs { query, key, rows: rows.len(), columns: columns.len(), ..*self }
+    }
+
     /// What feeds `b, h, q, k`.
     pub(super) fn positions(&self) -> [Argument; 4] {
         let number = |x: usize| Argument::Scalar(Scalar::Integer(x as i64));
@@ -111,17 +122,17 @@ impl<'a> Regions<'a> {
         })
     }
 
-    /// Evaluates the mask: one byte for each pair. Gives whether any pair is admitted.
-    pub(super) fn admitted(
+    /// Evaluates the mask: one byte for each pair.
+    pub(super) fn admit(
         &self,
         pairs: Pairs,
         live: &mut [u8],
         stride: usize,
         scratch: &mut Scratch,
-    ) -> Result<bool> {
+    ) -> Result<()> {
         let Some(mask) = &self.mask else {
             live.fill(1);
-            return Ok(true);
+            return Ok(());
         };
         debug_assert!((pairs.rows - 1) * stride + pairs.columns <= live.len());
         let target = Panel { data: live.as_mut_ptr(), dtype: DType::Bool, stride }.target();
@@ -134,9 +145,7 @@ impl<'a> Regions<'a> {
             live: None,
         };
         // SAFETY: `live` is ours and holds the tile; tables were checked by `Memory`.
-        unsafe { mask.run(Stage::Early, &tile, scratch)? };
-        let mut rows = live.chunks(stride).take(pairs.rows);
-        Ok(rows.any(|row| row[..pairs.columns].iter().fold(0, |any, &byte| any | byte) != 0))
+        unsafe { mask.run(Stage::Early, &tile, scratch) }
     }
 }
 
@@ -153,7 +162,42 @@ pub(super) struct Admitted<'a> {
     pub stride: usize,
 }
 
-impl Admitted<'_> {
+/// Keys that pieces of a tile begin and end at, a multiple of every panel's width: products are made of whole panels.
+const ALIGNMENT: usize = 32;
+
+impl<'a> Admitted<'a> {
+    /// The pieces of a tile that hold all its admitted pairs: rows, at multiples of `grain` of them, and columns from the
+    /// first of an admitted pair to the last, as far as panels can be cut. Where the edge of a mask runs across a tile,
+    /// they are little more than half of it.
+    pub(super) fn pieces(&self, pairs: &Pairs, grain: usize) -> Vec<(Range<usize>, Range<usize>)> {
+        let mut pieces: Vec<(Range<usize>, Range<usize>)> = Vec::new();
+        let mut any = [0u8; WIDEST];
+        let any = &mut any[..pairs.columns];
+        for first in (0..pairs.rows).step_by(grain) {
+            let rows = first..(first + grain).min(pairs.rows);
+            any.fill(0);
+            for row in rows.clone() {
+                any.iter_mut().zip(self.row(row)).for_each(|(any, &byte)| *any |= byte);
+            }
+            let Some(begin) = any.iter().position(|&byte| byte != 0) else { continue };
+            let end = any.iter().rposition(|&byte| byte != 0).map_or(begin, |last| last + 1);
+            let begin = ((pairs.key + begin) / ALIGNMENT * ALIGNMENT).max(pairs.key) - pairs.key;
+            let end = ((pairs.key + end).next_multiple_of(ALIGNMENT) - pairs.key).min(pairs.columns);
+            match pieces.last_mut() {
+                Some((above, columns)) if above.end == rows.start && *columns == (begin..end) => {
+                    above.end = rows.end;
+                }
+                _ => pieces.push((rows, begin..end)),
+            }
+        }
+        pieces
+    }
+
+    /// From a row and a column of its tile on.
+    pub(super) fn from(self, row: usize, column: usize) -> Admitted<'a> {
+        Admitted { bytes: &self.bytes[row * self.stride + column..], ..self }
+    }
+
     pub(super) fn live(&self) -> Live {
         Live { data: self.bytes.as_ptr(), row_stride: self.stride as isize }
     }
@@ -217,4 +261,39 @@ pub(super) fn compile_indices(
     isa: Isa,
 ) -> Result<TileProgram> {
     TileProgram::compile(program, &feeds(dtype, scored as usize), tables, isa)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Which of `rows` × `columns` pairs from a query and a key on are admitted by `mask`, in pieces by `grain`.
+    fn pieces_of(
+        mask: impl Fn(usize, usize) -> bool,
+        (query, key): (usize, usize),
+        (rows, columns): (usize, usize),
+        grain: usize,
+    ) -> Vec<(Range<usize>, Range<usize>)> {
+        let mut bytes = vec![0; rows * WIDEST];
+        for row in 0..rows {
+            for column in 0..columns {
+                bytes[row * WIDEST + column] = mask(query + row, key + column) as u8;
+            }
+        }
+        let pairs = Pairs { batch: 0, head: 0, query, key, rows, columns };
+        Admitted { bytes: &bytes, stride: WIDEST }.pieces(&pairs, grain)
+    }
+
+    #[test]
+    fn pieces_hold_what_a_mask_admits_and_little_else() {
+        let causal = |query, key| key <= query;
+        assert_eq!(pieces_of(causal, (128, 128), (64, 128), 16), [(0..32, 0..32), (32..64, 0..64)]);
+        assert_eq!(pieces_of(causal, (192, 128), (64, 128), 64), [(0..64, 0..128)]);
+        // Rows without a pair belong to no piece, and columns are cut at multiples of a panel's width, but for the ends.
+        let corner = |query, key| query >= 100 && key >= 170;
+        assert_eq!(pieces_of(corner, (64, 128), (60, 50), 16), [(32..60, 32..50)]);
+        let one = |query, key| (query, key) == (70, 133);
+        assert_eq!(pieces_of(one, (64, 131), (64, 100), 16), [(0..16, 0..29)]);
+        assert_eq!(pieces_of(|_, _| false, (0, 0), (64, 128), 16), []);
+    }
 }

@@ -136,6 +136,18 @@ pub(crate) trait Vector: Copy {
     /// The sum of the lanes, halves first.
     unsafe fn total(self) -> Self::Scalar;
 
+    /// Rows and columns of the matrices that [`Vector::transpose`] takes.
+    const SQUARE: usize = 1;
+    /// Transposes a square: from rows that lie so many elements apart to others.
+    ///
+    /// # Safety
+    /// As the trait's; the pointers are good for [`Vector::SQUARE`] rows of as many scalars.
+    #[inline(always)]
+    unsafe fn transpose((from, _): (*const Self::Scalar, usize), (to, _): (*mut Self::Scalar, usize)) {
+        // SAFETY: squares are single elements unless a machine has something better.
+        unsafe { *to = *from }
+    }
+
     /// eˣ for x at most about 88 (`f32`), 709 (`f64`): 0 below the least normal number, NaN for NaN.
     #[inline(always)]
     unsafe fn exp(self) -> Self {
@@ -323,7 +335,8 @@ mod x86 {
         ($name:ident, $register:ty, $scalar:ty, lanes $lanes:literal, rows $rows:literal,
          $splat:ident, $load:ident, $store:ident, $add:ident, $sub:ident, $mul:ident, $fma:ident, $max:ident,
          power |$p:ident| $power:expr, zero |$value:ident, $x:ident, $bound:ident| $zero:expr,
-         greatest |$all:ident| $greatest:expr, total |$lanes_of:ident| $total:expr) => {
+         greatest |$all:ident| $greatest:expr, total |$lanes_of:ident| $total:expr
+         $(, square $square:literal $transpose:ident)?) => {
             #[derive(Clone, Copy)]
             pub(crate) struct $name($register);
 
@@ -384,8 +397,41 @@ mod x86 {
                     let $lanes_of = self.0;
                     unsafe { $total }
                 }
+                $(
+                    const SQUARE: usize = $square;
+                    #[inline(always)]
+                    unsafe fn transpose(from: (*const $scalar, usize), to: (*mut $scalar, usize)) {
+                        unsafe { $transpose(from, to) }
+                    }
+                )?
             }
         };
+    }
+
+    /// Transposes eight rows of eight: pairs of rows interleaved by one element, by two, then by four.
+    #[inline(always)]
+    unsafe fn transpose_8((from, from_row): (*const f32, usize), (to, to_row): (*mut f32, usize)) {
+        // SAFETY: the caller vouches for AVX2 and the rows.
+        unsafe {
+            let rows: [__m256; 8] = std::array::from_fn(|i| _mm256_loadu_ps(from.add(i * from_row)));
+            let pairs: [__m256d; 8] = std::array::from_fn(|i| {
+                let (even, odd) = (rows[i / 2 * 2], rows[i / 2 * 2 + 1]);
+                let pair =
+                    if i % 2 == 0 { _mm256_unpacklo_ps(even, odd) } else { _mm256_unpackhi_ps(even, odd) };
+                _mm256_castps_pd(pair)
+            });
+            let fours: [__m256; 8] = std::array::from_fn(|i| {
+                let (low, high) = (pairs[i / 4 * 4 + i % 4 / 2], pairs[i / 4 * 4 + i % 4 / 2 + 2]);
+                let four =
+                    if i % 2 == 0 { _mm256_unpacklo_pd(low, high) } else { _mm256_unpackhi_pd(low, high) };
+                _mm256_castpd_ps(four)
+            });
+            for i in 0..4 {
+                let (low, high) = (fours[i], fours[i + 4]);
+                _mm256_storeu_ps(to.add(i * to_row), _mm256_permute2f128_ps::<0x20>(low, high));
+                _mm256_storeu_ps(to.add((i + 4) * to_row), _mm256_permute2f128_ps::<0x31>(low, high));
+            }
+        }
     }
 
     vector!(F32x8, __m256, f32, lanes 8, rows 6,
@@ -405,7 +451,8 @@ mod x86 {
         let four = _mm_add_ps(_mm256_castps256_ps128(all), _mm256_extractf128_ps::<1>(all));
         let two = _mm_add_ps(four, _mm_movehl_ps(four, four));
         _mm_cvtss_f32(_mm_add_ss(two, _mm_shuffle_ps::<1>(two, two)))
-    });
+    },
+    square 8 transpose_8);
 
     vector!(F64x4, __m256d, f64, lanes 4, rows 6,
     _mm256_set1_pd, _mm256_loadu_pd, _mm256_storeu_pd, _mm256_add_pd, _mm256_sub_pd, _mm256_mul_pd,
@@ -433,7 +480,8 @@ mod x86 {
         },
         zero |value, x, bound| _mm512_maskz_mov_ps(_mm512_cmp_ps_mask::<_CMP_NLT_UQ>(x, bound), value),
         greatest |all| _mm512_reduce_max_ps(all),
-        total |all| _mm512_reduce_add_ps(all));
+        total |all| _mm512_reduce_add_ps(all),
+        square 8 transpose_8);
 }
 
 #[cfg(target_arch = "aarch64")]

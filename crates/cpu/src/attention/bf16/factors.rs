@@ -3,6 +3,8 @@
 //! Weights and slopes are rounded once more, where they are multiplied (docs/design/0012). The sums of keys and values are
 //! transposed, which makes the panels of pairs right operands, whose couples are neighbouring queries.
 
+use std::ops::Range;
+
 use tilewright_ir::Result;
 use tilewright_plan::attention::AttentionShape;
 
@@ -71,14 +73,15 @@ impl Factors {
         &self,
         across: &Held,
         (place, queries): &At,
-        (panel, columns): (*const f32, usize),
+        (panel, keys): (*const f32, &Range<usize>),
         sums: &mut Aligned<f32>,
         rounded: &mut Aligned<u32>,
     ) {
+        let columns = keys.len();
         let (window, offset) = (queries.start / WINDOW * WINDOW, queries.start % WINDOW);
         let panel = Panel { data: panel, stride: STRIDE, rows: queries.len(), columns };
         let extents = (across.size, WINDOW, columns.div_ceil(BLOCK));
-        let target = Target { data: sums.as_mut_ptr(), row: STRIDE, add: true };
+        let target = Target { data: sums[keys.start % KEYS..].as_mut_ptr(), row: STRIDE, add: true };
         // SAFETY: as the caller vouches; a panel's queries are within one window.
         unsafe {
             panel.couples((offset, WINDOW), rounded.as_mut_ptr());
@@ -99,6 +102,8 @@ pub(crate) struct Sums {
 
 impl factors::Factors<f32> for Factors {
     type Sums = Sums;
+
+    const GRAIN: usize = WINDOW;
 
     unsafe fn dispatch<W: Work<f32>>(&self, _: Isa, work: W) -> W::Output {
         // SAFETY: `new` has seen to the instruction set; units use no other tiles.
@@ -158,7 +163,7 @@ impl factors::Factors<f32> for Factors {
         _: Option<Admitted>,
         sums: &mut Sums,
     ) {
-        let panel = (weights, keys.1.len());
+        let panel = (weights, &keys.1);
         // SAFETY: as the caller vouches.
         unsafe {
             self.add_across(&self.cotangents_across, queries, panel, &mut sums.values, &mut sums.rounded)
@@ -191,7 +196,7 @@ impl factors::Factors<f32> for Factors {
                 product(self.by, extents, [(left, right)], Target { data, row, add: true });
             }
             if keys_wanted {
-                let panel = (slopes, columns);
+                let panel = (slopes, &keys.1);
                 self.add_across(&self.queries_across, queries, panel, &mut sums.keys, &mut sums.rounded);
             }
         }

@@ -63,6 +63,8 @@ pub(crate) struct Scratch {
 impl Source<f32> for Keys {
     type Scratch = Scratch;
 
+    const GRAIN: usize = BLOCK;
+
     unsafe fn dispatch<W: Work<f32>>(&self, _: Isa, work: W) -> W::Output {
         // SAFETY: `new` has seen to the instruction set; units use no other tiles.
         unsafe {
@@ -78,7 +80,12 @@ impl Source<f32> for Keys {
     }
 
     #[inline(always)]
-    unsafe fn take_queries(&self, place: (usize, usize, usize), rows: usize, scratch: &mut Scratch) {
+    unsafe fn take_queries<V: Vector<Scalar = f32>>(
+        &self,
+        place: (usize, usize, usize),
+        rows: usize,
+        scratch: &mut Scratch,
+    ) {
         let size = self.operands.shape.head_size;
         for (i, row) in scratch.queries.chunks_exact_mut(self.keys.size.max(1)).take(rows).enumerate() {
             // SAFETY: as the caller vouches.
@@ -96,21 +103,22 @@ impl Source<f32> for Keys {
     #[inline(always)]
     unsafe fn scores<V: Vector<Scalar = f32>>(
         &self,
-        rows: usize,
+        rows: &Range<usize>,
         (place, range): ((usize, usize), Range<usize>),
         scores: Target<f32>,
         scratch: &mut Scratch,
     ) {
         let skip = self.skip(range.start);
         let panels = (skip + range.len()).div_ceil(BLOCK);
-        let left = Rows { data: scratch.queries.as_ptr(), row: self.keys.size };
-        let extents = (rows.next_multiple_of(BLOCK), self.keys.size, panels);
+        let extents = (rows.len().next_multiple_of(BLOCK), self.keys.size, panels);
         // SAFETY: as the caller vouches; the panel of scores has room for whole blocks.
         unsafe {
+            let queries = scratch.queries.as_ptr().add(rows.start * self.keys.size);
+            let left = Rows { data: queries, row: self.keys.size };
             let keys = self.keys.right(place, range.start - skip);
             product(self.by, extents, [(left, keys)], scores);
             if self.factors.1 != 1.0 {
-                convert::scale(scores.data, scores.row, (rows, panels * BLOCK), self.factors.1);
+                convert::scale(scores.data, scores.row, (rows.len(), panels * BLOCK), self.factors.1);
             }
         }
     }
@@ -134,7 +142,7 @@ impl Source<f32> for Keys {
     #[inline(always)]
     unsafe fn add_values<V: Vector<Scalar = f32>>(
         &self,
-        rows: usize,
+        rows: &Range<usize>,
         (place, range): ((usize, usize), Range<usize>),
         (weights, stride): (*const f32, usize),
         target: Target<f32>,
@@ -143,13 +151,14 @@ impl Source<f32> for Keys {
     ) {
         let skip = self.skip(range.start);
         let depth = (skip + range.len()).next_multiple_of(BLOCK);
-        let extents = (rows.next_multiple_of(BLOCK), depth, self.values.size / BLOCK);
+        let extents = (rows.len().next_multiple_of(BLOCK), depth, self.values.size / BLOCK);
         let values: Panels<u32> = self.values.right(place, range.start - skip);
         // SAFETY: as the caller vouches; weights before and after the keys are 0.
         unsafe {
             let high = (Rows { data: weights.cast(), row: 2 * stride }, values);
             if self.exact {
-                let low = (Rows { data: scratch.low.as_ptr(), row: 2 * stride }, values);
+                let low = scratch.low.as_ptr().add(rows.start * 2 * stride);
+                let low = (Rows { data: low, row: 2 * stride }, values);
                 product(self.by, extents, [high, low], target);
             } else {
                 product(self.by, extents, [high], target);
