@@ -72,7 +72,7 @@ pub(super) fn forward<S: Dispatch>(
         segments.iter().map(|segment| segment.range.len()).sum()
     };
     let order = longest_first(shape.batch * shape.heads, blocks, length);
-    let room = || Scratch::new(&shape, source, &regions, panel_width::<S>(context.isa));
+    let room = || Scratch::new(&shape, source, panel_width::<S>(context.isa));
     context.parallel_in(units * splits, room, |scratch, i| {
         let (unit, split) = (order[i / splits], i % splits);
         let (head, block) = (unit / blocks, unit % blocks);
@@ -135,11 +135,9 @@ struct Unit<'a, S: Scalar, K: Source<S>> {
 
 /// What a unit keeps in the caches.
 struct Scratch<S: Scalar, K> {
-    /// `[QUERIES × stride]`: what the score function is given; nothing without one.
-    raw: Aligned<S>,
     /// `[QUERIES × stride]`: scores, then weights.
     scores: Aligned<S>,
-    /// Elements between rows of `raw` and `scores`: a panel of keys, and where it begins within a packed panel.
+    /// Elements between rows of `scores`: a panel of keys, and where it begins within a packed panel.
     stride: usize,
     /// `[QUERIES × value_size, padded]`.
     output: Aligned<S>,
@@ -159,13 +157,11 @@ impl<S: Scalar, K> Scratch<S, K> {
     fn new(
         shape: &AttentionShape,
         source: &impl Source<S, Scratch = K>,
-        regions: &Regions,
         width: usize,
     ) -> Result<Scratch<S, K>> {
         let stride = KEYS + width;
         let output_stride = shape.value_size.next_multiple_of(width);
         Ok(Scratch {
-            raw: Aligned::scratch(regions.function.as_ref().map_or(0, |_| QUERIES * stride))?,
             scores: Aligned::scratch(QUERIES * stride)?,
             stride,
             output: Aligned::new(QUERIES * output_stride)?,
@@ -230,7 +226,7 @@ impl<S: Dispatch, K: Source<S>> Unit<'_, S, K> {
     ) -> Result<()> {
         let (first, rows) = (queries.start, queries.len());
         let place = key_place(&self.shape, self.batch, self.head);
-        let Scratch { raw, scores, stride, output, output_stride, maximum, sums, admitted, source, tile } =
+        let Scratch { scores, stride, output, output_stride, maximum, sums, admitted, source, tile } =
             &mut *self.scratch;
         let (stride, output_stride) = (*stride, *output_stride);
         let (batch, head, query) = (self.batch, self.head, self.queries.start + first);
@@ -243,17 +239,16 @@ impl<S: Dispatch, K: Source<S>> Unit<'_, S, K> {
         // SAFETY: every extent is within its buffer; see `Scratch` and `Source`.
         unsafe {
             let scores = &mut scores[first * stride..];
-            let raw = if raw.is_empty() { scores.as_mut_ptr() } else { raw[first * stride..].as_mut_ptr() };
-            let target = Target { data: raw, row: stride, add: false };
+            let target = Target { data: scores.as_mut_ptr(), row: stride, add: false };
             self.source.scores::<V>(&queries, (place, keys.clone()), target, source);
             if let Some(function) = &self.regions.function {
-                let panel = |data: *mut S| Panel { data: data.cast(), dtype: self.score_dtype, stride };
-                let [raw, scores] = [raw, scores.as_mut_ptr()].map(|data| panel(data.add(skip)));
+                let data = scores.as_mut_ptr().add(skip).cast();
+                let scores = Panel { data, dtype: self.score_dtype, stride };
                 let [b, h, q, k] = pairs.positions();
                 let tile_of_pairs = Tile {
                     rows,
                     columns: keys.len(),
-                    arguments: &[b, h, q, k, raw.argument()],
+                    arguments: &[b, h, q, k, scores.argument()],
                     targets: &[scores.target()],
                     tables: &self.regions.tables,
                     live: mask.map(|mask| mask.live()),

@@ -113,7 +113,7 @@ impl<S: Dispatch> Packed<S> {
             Layout::Rows => padded + ROW_PADDING,
         };
         let per_head = length.next_multiple_of(width) * row;
-        let data = Shared::new(batch * heads * per_head)?;
+        let data = Shared::scratch(batch * heads * per_head)?;
         let tasks = length.div_ceil(ROWS_PER_TASK);
         context.parallel(batch * heads * tasks, |i| {
             let (head, first) = (i / tasks, i % tasks * ROWS_PER_TASK);
@@ -217,6 +217,13 @@ impl<T: Number> Shared<T> {
     /// So many zeros.
     pub(super) fn new(count: usize) -> Result<Shared<T>> {
         let mut numbers = Aligned::new(count)?;
+        let start = numbers.as_mut_ptr();
+        Ok(Shared { numbers, start })
+    }
+
+    /// As [`Aligned::scratch`].
+    pub(super) fn scratch(count: usize) -> Result<Shared<T>> {
+        let mut numbers = Aligned::scratch(count)?;
         let start = numbers.as_mut_ptr();
         Ok(Shared { numbers, start })
     }
