@@ -14,10 +14,13 @@ import torch
 import torch.nn.attention.flex_attention as torch_flex
 from torch import Tensor, nn
 from torch._higher_order_ops.associative_scan import associative_scan as torch_scan
+from torch._higher_order_ops.associative_scan import associative_scan_op
+from torch._higher_order_ops.flex_attention import flex_attention as flex_attention_op
 from torch.utils.checkpoint import checkpoint
 
 import tilewright.torch
 from tilewright.torch import AuxRequest, associative_scan, create_block_mask, flex_attention
+from tilewright.torch._compile import ReplaceCalls
 
 
 class Layer(nn.Module):
@@ -91,6 +94,56 @@ def test_enable_replaces_torchs_own_operator() -> None:
     expected = ours(x, mask)
     torch.testing.assert_close(loss, expected)
     _agree(_gradients(model, loss), _gradients(ours, expected))
+
+
+def _left(function: Callable[[Tensor], Tensor], x: Tensor, everywhere: bool) -> tuple[Tensor, list[Any]]:
+    """What a function of one tensor gives, and what its graph calls when the pass is done with it."""
+    targets: list[Any] = []
+    replace = ReplaceCalls()
+    replace.everywhere = everywhere
+
+    def compiler(module: torch.fx.GraphModule, _inputs: Any) -> Any:
+        replace(module.graph)
+        targets.extend(node.target for node in module.graph.nodes)
+        module.recompile()
+        return module
+
+    return torch.compile(function, backend=compiler, fullgraph=True)(x), targets
+
+
+@pytest.mark.parametrize("everywhere", [False, True])
+def test_torchs_own_attention_stays_until_enabled(everywhere: bool) -> None:
+    """Who only imports us, to compare the two say, compares the two."""
+
+    def score(s: Tensor, b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
+        return s * 0.5 + i
+
+    def function(x: Tensor) -> Tensor:
+        theirs: Tensor = torch_flex.flex_attention(x, x, x, score)
+        return theirs + flex_attention(x, x, x, score)
+
+    x = torch.randn(1, 2, 16, 8)
+    out, targets = _left(function, x, everywhere)
+    torch.testing.assert_close(out, 2 * flex_attention(x, x, x, score))
+    assert targets.count(torch.ops.tilewright.call.default) == 1 + everywhere
+    assert targets.count(flex_attention_op) == 1 - everywhere
+
+
+@pytest.mark.skipif(
+    "need to be on CUDA" in inspect.getsource(torch_scan), reason="this PyTorch's own scan refuses the CPU"
+)
+@pytest.mark.parametrize("everywhere", [False, True])
+def test_torchs_own_scan_stays_until_enabled(everywhere: bool) -> None:
+    def function(x: Tensor) -> Tensor:
+        theirs: Tensor = torch_scan(lambda l, r: l + r, x, 2, combine_mode="pointwise")
+        ours: Tensor = associative_scan(lambda l, r: l + r, x, 2)
+        return theirs + ours
+
+    x = torch.randn(1, 2, 16, 8)
+    out, targets = _left(function, x, everywhere)
+    torch.testing.assert_close(out, 2 * x.cumsum(2))
+    assert targets.count(torch.ops.tilewright.call.default) == 1 + everywhere
+    assert targets.count(associative_scan_op) == 1 - everywhere
 
 
 def test_what_a_score_function_computes_from_captures_alone() -> None:

@@ -122,23 +122,28 @@ def associative_scan(
 class ReplaceCalls(CustomGraphPass):
     """The graph pass. Its ``uuid`` keeps compiled graphs cached."""
 
+    #: Whether calls of PyTorch's own functions are replaced too.
+    everywhere = False
+
     def __call__(self, graph: fx.Graph) -> None:
         """Replaces each call in place."""
-        replace_calls(graph)
+        replace_calls(graph, everywhere=self.everywhere)
 
     def uuid(self) -> str:
         """Changes when the pass does."""
-        return f"tilewright-{_native.__version__}-8"
+        return f"tilewright-{_native.__version__}-9{'-everywhere' if self.everywhere else ''}"
 
 
-def install() -> None:
-    """Makes ``torch.compile`` run the pass. Idempotent."""
+def install() -> ReplaceCalls:
+    """Makes ``torch.compile`` run the pass, which it gives. Idempotent."""
     from torch._inductor import config
 
     _rows.install()
-    if not isinstance(config.pre_grad_custom_pass, ReplaceCalls):
-        previous = config.pre_grad_custom_pass
-        config.pre_grad_custom_pass = ReplaceCalls() if previous is None else _Both(previous)
+    installed = config.pre_grad_custom_pass
+    if not isinstance(installed, ReplaceCalls):
+        installed = ReplaceCalls() if installed is None else _Both(installed)
+        config.pre_grad_custom_pass = installed
+    return installed
 
 
 class _Both(ReplaceCalls):
@@ -161,9 +166,10 @@ def enable() -> None:
     ``associative_scan``.
 
     Existing code needs no other change: training on the CPU, learned captures, log-sum-exp and maxima work there too.
-    Outside of ``torch.compile``, PyTorch's function stays as it is; import ours instead.
+    Outside of ``torch.compile``, PyTorch's function stays as it is; import ours instead. So does a function that was
+    compiled before.
     """
-    install()
+    install().everywhere = True
     setattr(torch_module, "_apply_kernel_options", _kernel_options)  # noqa: B010
     setattr(torch_module, "_validate_device", _any_device)  # noqa: B010
 

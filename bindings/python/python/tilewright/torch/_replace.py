@@ -27,23 +27,31 @@ from tilewright.torch._order import like
 from tilewright.torch._unused import remove_unused
 from tilewright.torch._values import LIBRARY
 
-#: The option that says that a call wants its statistics as they are.
+#: The option that says that a call is ours, and wants its statistics as they are.
 NATURAL = "TILEWRIGHT_NATURAL"
 
 #: Stands for the block size where a mask's function says all.
 FUNCTION_ONLY = 1 << 30
 
 
-def replace_calls(graph: fx.Graph) -> None:
-    """Replaces each call of PyTorch's operators in place."""
+def replace_calls(graph: fx.Graph, *, everywhere: bool) -> None:
+    """Replaces in place what calls of ours left; ``everywhere``, what calls of PyTorch's own functions left as well."""
     given: list[fx.Node] = []
     for node in list(graph.nodes):
         replace = _REPLACE.get(node.target) if node.op == "call_function" else None
-        if replace is not None:
+        if replace is not None and (everywhere or not _is_torchs(node)):
             given += node.all_input_nodes
             replace(graph, node)
     if given:
         remove_unused(graph, given)
+
+
+def _is_torchs(node: fx.Node) -> bool:
+    """Whether a call of PyTorch's own function left a node. Of its operators, ours leave attention only, with a mark."""
+    if node.target is flex_attention_op:
+        options: Any = node.args[6]
+        return not options.get(NATURAL)
+    return node.target is associative_scan_op
 
 
 _SYMBOLS = (torch.SymInt, torch.SymFloat)
