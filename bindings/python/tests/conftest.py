@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
 import pytest
 from torch._inductor import config
 
+# JAX would take three quarters of a GPU's memory when it first looks for one.
+os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
 #: PyTorch's own operators as they are, not kernels that are generated; PyTorch before 2.10 has no such setting.
 PLAIN = {"fallback_by_default": True} if hasattr(config, "fallback_by_default") else {}

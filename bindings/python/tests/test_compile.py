@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.attention.flex_attention as torch_flex
+from oracle import DEVICES
 from torch import Tensor, nn
 from torch._higher_order_ops.associative_scan import associative_scan as torch_scan
 from torch._higher_order_ops.associative_scan import associative_scan_op
@@ -267,34 +268,44 @@ def test_export() -> None:
         torch.testing.assert_close(a, b)
 
 
-def _train(rank: int, port: int, results: Any) -> None:
+def _train(rank: int, ranks: int, backend: str, device: str, port: int, results: Any) -> None:
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    torch.distributed.init_process_group("gloo", rank=rank, world_size=2)
-    model = nn.parallel.DistributedDataParallel(Model(flex_attention))
-    x = torch.randn(4, 24, 16, generator=torch.Generator().manual_seed(5))[rank * 2 : rank * 2 + 2]
+    if device == "cuda":
+        # Where there are fewer GPUs than ranks, they share them.
+        torch.cuda.set_device(rank % torch.cuda.device_count())
+    torch.distributed.init_process_group(backend, rank=rank, world_size=ranks)
+    model = nn.parallel.DistributedDataParallel(Model(flex_attention).to(device))
+    x = torch.randn(4, 24, 16, generator=torch.Generator().manual_seed(5)).chunk(ranks)[rank].to(device)
     torch.autograd.backward(model(x))
     results[rank] = {name: p.grad.tolist() for name, p in model.module.named_parameters()}
     torch.distributed.destroy_process_group()
 
 
-def test_distributed_data_parallel() -> None:
+@pytest.mark.parametrize("backend", ["gloo", "nccl"])
+@pytest.mark.parametrize("device", DEVICES)
+def test_distributed_data_parallel(device: str, backend: str) -> None:
+    if device == "cpu" and backend == "nccl":
+        pytest.skip("NCCL is for GPUs")
+    # NCCL wants a GPU for each rank.
+    ranks = min(2, torch.cuda.device_count()) if backend == "nccl" else 2
     context = multiprocessing.get_context("spawn")
     with context.Manager() as manager, socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
         free.close()
         results = manager.dict()
-        processes = [context.Process(target=_train, args=(rank, port, results)) for rank in range(2)]
+        processes = [context.Process(target=_train, args=(rank, ranks, backend, device, port, results)) for rank in range(ranks)]
         for process in processes:
             process.start()
         for process in processes:
             process.join()
-        assert [process.exitcode for process in processes] == [0, 0]
-        first, second = ({name: torch.tensor(g) for name, g in results[rank].items()} for rank in range(2))
-    model = Model(flex_attention)
-    x = torch.randn(4, 24, 16, generator=torch.Generator().manual_seed(5))
-    _agree(first, _gradients(model, model(x)))
-    _agree(second, first)
+        assert [process.exitcode for process in processes] == [0] * ranks
+        found = [{name: torch.tensor(g, device=device) for name, g in results[rank].items()} for rank in range(ranks)]
+    model = Model(flex_attention).to(device)
+    x = torch.randn(4, 24, 16, generator=torch.Generator().manual_seed(5)).to(device)
+    golden = _gradients(model, model(x))
+    for gradients in found:
+        _agree(gradients, golden)
 
 
 # With a gate that is not one, the function would not be associative.

@@ -14,7 +14,7 @@ from tilewright import _native
 jax = pytest.importorskip("jax", reason="JAX is not installed (pip install jax)")
 jnp = jax.numpy
 # Arrays that are made are in the host's memory, also where there is a GPU.
-jax.config.update("jax_platforms", "cpu")
+jax.config.update("jax_default_device", jax.devices("cpu")[0])
 
 
 def _inputs(dtype: Any = np.float32) -> tuple[Any, ...]:
