@@ -39,10 +39,7 @@ if command -v compute-sanitizer > /dev/null; then
     # where one lane arrives at a barrier for its warp, which the check does not follow (docs/design/0004).
     kernels="attention:: scans:: nests::"
     step memcheck timeout 240 compute-sanitizer --tool memcheck --error-exitcode 9 ./kernels $kernels --test-threads 1
-    # Not scans in tiles, which it reports: presumably because warps come to one named barrier from two instructions, which
-    # it takes for divergence. That is not proven.
-    step synccheck timeout 240 compute-sanitizer --tool synccheck --error-exitcode 9 \
-        ./kernels $kernels --skip tiles --skip few_long --skip stretches --test-threads 1
+    step synccheck timeout 240 compute-sanitizer --tool synccheck --error-exitcode 9 ./kernels $kernels --test-threads 1
     step racecheck timeout 240 compute-sanitizer --tool racecheck --error-exitcode 9 \
         ./kernels attention::sanitized scans:: nests:: --test-threads 1
     for tool in memcheck synccheck racecheck; do tail -n 5 "$logs/$tool.log"; done

@@ -40,6 +40,8 @@ def check_compiled(calls: dict[str, Call]) -> None:
     def function(given: dict[str, Any]) -> dict[str, Any]:
         return {name: call(given[name]) for name, (call, _, _) in calls.items()}
 
+    # The function is another one each time, but of one text, of which few are kept.
+    torch._dynamo.reset()
     given = {name: arguments for name, (_, arguments, _) in calls.items()}
     compiled, eager = torch.compile(function, fullgraph=True)(given), function(given)
     for name in calls:

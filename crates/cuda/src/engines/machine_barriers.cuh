@@ -35,6 +35,12 @@ DEVICE void meet(int number, int threads) {
     asm volatile("barrier.cta.sync.aligned %0, %1;" ::"r"(number), "r"(threads) : "memory");
 }
 
+// The same where warps come to it from several instructions, which the sanitizer's synccheck takes for lanes that went
+// different ways if the barrier is an aligned one.
+DEVICE void meet_from_anywhere(int number, int threads) {
+    asm volatile("barrier.cta.sync %0, %1;" ::"r"(number), "r"(threads) : "memory");
+}
+
 // Makes barriers that were just initialised known to copies.
 DEVICE void publish_barriers() {
 #if __CUDA_ARCH__ >= 900

@@ -140,11 +140,10 @@ struct Part {
     }
 };
 
-// All threads that fold, scan and look back come by here, once a turn; a warp's lanes together. That the warps come from two
-// instructions is what the sanitizer's synccheck reports of these kernels.
+// All threads that fold, scan and look back come by here, once a turn; a warp's lanes together.
 DEVICE void meet_all() {
     sync_warp();
-    meet(1, 32 * (WARPS + 1));
+    meet_from_anywhere(1, 32 * (WARPS + 1));
 }
 
 DEVICE void scan_tiles(const Parameters& p, const Turns& turns, Shared& shared, Fault& fault) {

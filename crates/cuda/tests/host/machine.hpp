@@ -110,6 +110,7 @@ void arrive(unsigned long long* barrier);
 void arrive_once(unsigned long long* barrier);
 void wait_barrier(unsigned long long* barrier, int parity);
 void meet(int number, int threads);
+inline void meet_from_anywhere(int number, int threads) { meet(number, threads); }
 inline void publish_barriers() {}
 constexpr int COPY_ARRIVALS = 1;
 void begin_copies(unsigned long long* barrier, int bytes);
