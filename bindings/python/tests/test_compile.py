@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import inspect
 import multiprocessing
-import os
-import socket
 from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -268,12 +268,13 @@ def test_export() -> None:
         torch.testing.assert_close(a, b)
 
 
-def _train(rank: int, ranks: int, backend: str, device: str, port: int, results: Any) -> None:
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+def _train(rank: int, ranks: int, backend: str, device: str, meeting: str, results: Any) -> None:
     if device == "cuda":
         # Where there are fewer GPUs than ranks, they share them.
         torch.cuda.set_device(rank % torch.cuda.device_count())
-    torch.distributed.init_process_group(backend, rank=rank, world_size=ranks)
+    torch.distributed.init_process_group(
+        backend, init_method=f"file://{meeting}", rank=rank, world_size=ranks, timeout=timedelta(seconds=60)
+    )
     model = nn.parallel.DistributedDataParallel(Model(flex_attention).to(device))
     x = torch.randn(4, 24, 16, generator=torch.Generator().manual_seed(5)).chunk(ranks)[rank].to(device)
     torch.autograd.backward(model(x))
@@ -283,18 +284,16 @@ def _train(rank: int, ranks: int, backend: str, device: str, port: int, results:
 
 @pytest.mark.parametrize("backend", ["gloo", "nccl"])
 @pytest.mark.parametrize("device", DEVICES)
-def test_distributed_data_parallel(device: str, backend: str) -> None:
+def test_distributed_data_parallel(device: str, backend: str, tmp_path: Path) -> None:
     if device == "cpu" and backend == "nccl":
         pytest.skip("NCCL is for GPUs")
     # NCCL wants a GPU for each rank.
     ranks = min(2, torch.cuda.device_count()) if backend == "nccl" else 2
     context = multiprocessing.get_context("spawn")
-    with context.Manager() as manager, socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-        free.close()
+    with context.Manager() as manager:
         results = manager.dict()
-        processes = [context.Process(target=_train, args=(rank, ranks, backend, device, port, results)) for rank in range(ranks)]
+        given = (ranks, backend, device, str(tmp_path / "meeting"), results)
+        processes = [context.Process(target=_train, args=(rank, *given)) for rank in range(ranks)]
         for process in processes:
             process.start()
         for process in processes:
