@@ -235,10 +235,8 @@ fn one_pass_measured(
     value: usize,
 ) -> OnePassTiles {
     const KEYS: usize = 128;
-    // Rows by which a warp sums diagonals.
-    let of_warps = if needs.diagonals > 0 { 64 * (columns + 8) } else { 0 };
     let of_diagonals = 16 * (columns + 16) + 256;
-    let term_floats = 16 * columns * needs.rows + of_diagonals * needs.diagonals + 8 * needs.heads + of_warps;
+    let term_floats = 16 * columns * needs.rows + of_diagonals * needs.diagonals + 8 * needs.heads;
     let term_floats = term_floats.next_multiple_of(4);
     let elements = KEYS * (head + value) + 2 * columns * (head + value) + 2 * KEYS * columns;
     let rows = if needs.row_gains { 6 } else { 4 };
@@ -252,7 +250,7 @@ fn one_pass_measured(
         sum_tiles,
         term_floats,
         // Barriers, tiles that were walked to, and which keys the block owns.
-        shared_bytes: 2 * elements + 4 * floats + 13 * 8 + 4 * 20 + 6 * 4,
+        shared_bytes: 2 * elements + 4 * floats + 17 * 8 + 4 * 20 + 6 * 4,
     }
 }
 

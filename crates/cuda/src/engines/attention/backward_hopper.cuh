@@ -325,8 +325,17 @@ DEVICE void multiply_and_differentiate(const Parameters& p) {
         sync_warp();
         if (lane_index() == 0) give_sums(s, count);
     };
-    // The same of a tile's terms of a capture that pairs own, which `store_pairs` knows.
-    auto pass_pairs_on = [&](const float(&term)[COLUMNS / 8][4]) {
+    // A tile's terms: those by key and head stay, others are passed on. The numbers of a capture that pairs own in the same
+    // order as those sums, which `store_pairs` knows.
+    auto pass_terms_on = [&](TileTerms& terms) {
+        if constexpr (PASSED) {
+            wait_barrier(&s.barriers->empty_terms[count % 2], count / 2 & 1 ^ 1);
+            term_sums.pass_on(terms, count);
+            sync_warp();
+            if (lane_index() == 0) arrive(&s.barriers->full_terms[count % 2]);
+        }
+        if constexpr (PAIRS == 0) return;
+        const float(&term)[COLUMNS / 8][4] = terms.pairs[0];
         wait_barrier(&s.barriers->empty_pairs, count & 1 ^ 1);
 #pragma unroll
         for (int j = 0; j < COLUMNS / 8; ++j) {
@@ -424,8 +433,6 @@ DEVICE void multiply_and_differentiate(const Parameters& p) {
                 else gain_slopes<true>(slopes, row_gains, admitted);
                 round_left(slopes, slopes_left);
             }
-            term_sums.add(p, own, b, h, query, terms, count);
-            if constexpr (PAIRS > 0) pass_pairs_on(terms.pairs[TERMS - DIFFERENCE_AT - 1]);
 
             float query_sums[QUERY_BLOCKS][4];
             unsigned long long queries = further(turned_queries, stage * COLUMNS * HEAD * (int)sizeof(Element));
@@ -446,10 +453,11 @@ DEVICE void multiply_and_differentiate(const Parameters& p) {
                 multiply_left<true>(key_sums, slopes_left[i].words, further(queries, 16 * i * PANEL_BYTES), Element{});
             }
             close_products();
+            // Meanwhile there is time for these.
+            pass_terms_on(terms);
             if constexpr (AHEAD) admitted = admitted_next(count + 1);
             wait_for_products_but<1>();
             hold(query_sums);
-            term_sums.finish(p, own, b, h, query, count);
             pass_on(query_sums);
             count += 1;
             more = next(tile);
@@ -491,8 +499,7 @@ DEVICE void multiply_and_differentiate(const Parameters& p) {
                 else gain_slopes<true>(slopes, row_gains, admitted);
                 round_left(slopes, slopes_left);
             }
-            term_sums.add(p, own, b, h, query, terms, count);
-            if constexpr (PAIRS > 0) pass_pairs_on(terms.pairs[TERMS - DIFFERENCE_AT - 1]);
+            pass_terms_on(terms);
             // One warp of the group after the other: they share a panel, where the sums come later.
             wait_for_room(s, count);
             float* panel = s.sums_of(count) + group * (16 * (COLUMNS + 1) + 64);
@@ -515,7 +522,6 @@ DEVICE void multiply_and_differentiate(const Parameters& p) {
             meet(3, 2 * GROUP);
             query_sums_of_admitted(query_sums, s, slope_tile, flags, query_row + 16 * (warp % 4), query_column);
             meet(3, 2 * GROUP);
-            term_sums.finish(p, own, b, h, query, count);
             pass_on(query_sums);
             release(stage);
             count += 1;
@@ -551,8 +557,9 @@ DEVICE void multiply_and_differentiate(const Parameters& p) {
         store_keys<VALUE_SIZE>(p, to, p.value_cotangent_strides[2], value_sums, key, 1, panel);
     }
     report(fault, p.fault, p.first_site);
-    // No more sums: so much the warp that adds them is told.
+    // No more sums: so much the warp that adds them is told, when both warpgroups' last ones are there.
     wait_for_room(s, count);
+    if constexpr (PAIRS > 0) wait_barrier(&s.barriers->empty_pairs, count & 1 ^ 1);
     sync_warp();
     if (lane_index() != 0) return;
     if constexpr (PAIRS > 0) arrive(&s.barriers->full_pairs);
@@ -594,6 +601,10 @@ KERNEL void __launch_bounds__(3 * GROUP, 1) attention_backward_hopper(const __gr
         }
         init_barrier(&s.barriers->full_pairs, 2 * GROUP / 32);
         init_barrier(&s.barriers->empty_pairs, 1);
+        for (int i = 0; i < 2; ++i) {
+            init_barrier(&s.barriers->full_terms[i], 2 * GROUP / 32);
+            init_barrier(&s.barriers->empty_terms[i], 1);
+        }
         *s.own = draw(p);
     }
     sync_threads();

@@ -23,7 +23,7 @@ constexpr float LOG2_E = 1.4426950408889634f;
 
 struct Barriers {
     unsigned long long keys, known[STAGES], full[STAGES], empty[STAGES], full_sums[SUM_TILES], empty_sums[SUM_TILES], full_pairs,
-        empty_pairs;
+        empty_pairs, full_terms[2], empty_terms[2];
 };
 
 // A tile of queries that the block does; −1 after the last. `before` is the number of the block whose turn is before this
@@ -138,11 +138,23 @@ DEVICE void copied(unsigned long long* barrier) {
     if (lane_index() == 0) arrive(barrier);
 }
 
-// Walks: says which tile is next, and brings what belongs to its rows.
+// Walks: says which tile is next, and brings what belongs to its rows. Then it finishes what was summed of the terms of the
+// tile before the one that is being done.
 DEVICE void lead(const Parameters& p) {
     Shared s = shared_parts();
     const Own own = *s.own;
-    int rows = ((int)p.queries + COLUMNS - 1) / COLUMNS * COLUMNS, count = 0;
+    int rows = ((int)p.queries + COLUMNS - 1) / COLUMNS * COLUMNS, count = 0, finished = 0;
+    TermLines lines;
+    if constexpr (PASSED) lines.begin(s.terms);
+    auto finish_terms = [&](int until) {
+        if constexpr (!PASSED) return;
+        for (; finished < until; ++finished) {
+            wait_barrier(&s.barriers->full_terms[finished % 2], finished / 2 & 1);
+            Tile tile = s.tiles[finished % WALKED];
+            lines.finish(p, own, tile.b, tile.h, tile.number * COLUMNS, finished);
+            if (lane_index() == 0) arrive(&s.barriers->empty_terms[finished % 2]);
+        }
+    };
     auto begin = [&](Tile tile) {
         int stage = count % STAGES;
         wait_barrier(&s.barriers->empty[stage], (count / STAGES & 1) ^ 1);
@@ -162,8 +174,11 @@ DEVICE void lead(const Parameters& p) {
             if constexpr (ROW_GAINS) copy_16(s.row_gains + stage * COLUMNS + i, p.row_gains + row + i, true);
         }
         copied(&s.barriers->full[stage]);
+        finish_terms(count - 2);
     });
     copied(&s.barriers->full[begin(Tile{0, 0, -1, EMPTY, 0})]);
+    finish_terms(count - 1);
+    if constexpr (DIAGONALS > 0) lines.retire(p, own, -ACROSS);
 }
 
 // Brings the block's keys, then each tile's queries; or its values, then the cotangents of each tile's outputs.
