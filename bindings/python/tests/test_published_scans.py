@@ -335,7 +335,14 @@ def _with_vmap(x: Any, y: Any) -> Any:
     return x + torch.vmap(lambda row: row**2)(y)
 
 
-@pytest.mark.parametrize(("combine", "message"), [(_in_place, "add_"), (_with_if, "torch.where"), (_with_vmap, "vmap")])
+def _with_scan(x: Any, y: Any) -> Any:
+    return x + associative_scan(_mul, y, 0)
+
+
+@pytest.mark.parametrize(
+    ("combine", "message"),
+    [(_in_place, "add_"), (_with_if, "torch.where"), (_with_vmap, "vmap"), (_with_scan, "in the function around")],
+)
 def test_what_a_function_cannot_do(combine: Function, message: str) -> None:
     with pytest.raises(tw.TraceError, match=message) as caught:
         associative_scan(combine, torch.randn(3, 10, 2), 0, combine_mode="generic")

@@ -12,6 +12,7 @@ from torch._higher_order_ops.associative_scan import associative_scan as torchs_
 
 from tilewright._errors import ArgumentError
 from tilewright._scan import Order, axis_of, check_options
+from tilewright._trace.region import Value, refuse
 from tilewright.torch import _compile, _program
 from tilewright.torch._operator import call
 
@@ -64,6 +65,8 @@ def associative_scan(
     _check_arguments(combine_fn, dim, reverse, combine_mode)
     leaves, structure = pytree.tree_flatten(xs)
     for i, leaf in enumerate(leaves):
+        if isinstance(leaf, Value):
+            raise refuse("associative_scan inside a score function, mask or combine", "scan in the function around it")
         if not isinstance(leaf, Tensor):
             raise ArgumentError(f"xs: leaf {i}: a tensor expected, {type(leaf).__name__} found")
         if leaf.layout != torch.strided:
