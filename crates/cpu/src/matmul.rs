@@ -1,8 +1,10 @@
 //! Batches of matrix products.
 //!
-//! Floats go through the `gemm` library, which chooses its instruction set by itself. It splits rows and
-//! columns over threads but never the contracted axis, so the result does not depend on their number; nor
+//! Floats go through the `gemm` library, which chooses its instruction set by itself. Rows and columns are
+//! split over threads but never the contracted axis, so the result does not depend on their number; nor
 //! does it depend on whether threads share one product or take one each, which is chosen by their number.
+//! Threads that share a product take a stripe of its longer axis each, as long as stripes are not narrow: the
+//! library's own division of products that are deeper than they are wide leaves threads waiting for each other.
 //! Its parts for `f32` and `f64` are used without the crate that joins them, which would also build those
 //! for complex numbers and take twice as long. Narrow floats are widened first; integers, which no model
 //! multiplies at length, take plain loops.
@@ -17,6 +19,9 @@ use crate::tile::{Convert, Move};
 
 /// Multiplications below which one thread does a product alone.
 const SERIAL: usize = 1 << 18;
+
+/// The least width of a stripe.
+const STRIPE: usize = 128;
 
 /// The sizes of the products, and where their matrices are.
 struct Products {
@@ -85,6 +90,9 @@ struct Matrix {
     column: isize,
 }
 
+// SAFETY: a place in memory; whoever reads or writes through it sees to who else does.
+unsafe impl Sync for Matrix {}
+
 /// Runs a batch of matrix products.
 pub(crate) fn run(kernel: &MatMul, memory: &Memory, context: &Context) -> Result<()> {
     let &MatMul { rows, columns, depth, dtype, .. } = kernel;
@@ -148,14 +156,14 @@ impl Products {
         let right = self.matrix(&self.right, number);
         let output = self.matrix(&self.output, number);
         match dtype {
-            DType::F64 => self.product::<f64>(left, right, output, threads),
-            DType::F32 => self.product::<f32>(left, right, output, threads),
+            DType::F64 => self.product::<f64>(left, right, output, threads, context)?,
+            DType::F32 => self.product::<f32>(left, right, output, threads, context)?,
             DType::BF16 | DType::F16 => {
                 let (_left, left) = widen(left, (self.rows, self.depth), dtype, context)?;
                 let (_right, right) = widen(right, (self.depth, self.columns), dtype, context)?;
                 let wide = Aligned::<f32>::new(self.rows * self.columns)?;
                 let result = Matrix { data: wide.start().cast(), row: self.columns as isize, column: 1 };
-                self.product::<f32>(left, right, result, threads);
+                self.product::<f32>(left, right, result, threads, context)?;
                 let back = Convert::back(dtype, context.isa);
                 // SAFETY: the output's elements are inside its buffer.
                 unsafe { convert(&back, result, 4, output, (self.rows, self.columns)) };
@@ -168,8 +176,14 @@ impl Products {
         Ok(())
     }
 
-    fn product<T: Float>(&self, left: Matrix, right: Matrix, output: Matrix, threads: usize) {
-        let parallelism = if threads > 1 { Parallelism::Rayon(threads) } else { Parallelism::None };
+    fn product<T: Float>(
+        &self,
+        left: Matrix,
+        right: Matrix,
+        output: Matrix,
+        threads: usize,
+        context: &Context,
+    ) -> Result<()> {
         // The library wants the columns of its output side by side in memory: where rows are, it is given
         // the transposed product, and where the contracted axis runs backwards, both operands turned round.
         let by_columns = output.column.unsigned_abs() >= output.row.unsigned_abs();
@@ -182,31 +196,48 @@ impl Products {
             left = Matrix { data: left.at::<T>(0, last).cast(), column: -left.column, ..left };
             right = Matrix { data: right.at::<T>(last, 0).cast(), row: -right.row, ..right };
         }
-        // SAFETY: the matrices lie inside their buffers, and the output, whose strides are positive,
-        // overlaps neither operand.
-        unsafe {
-            T::library()(
-                rows,
-                columns,
-                self.depth,
-                output.data.cast::<T>(),
-                output.column,
-                output.row,
-                false,
-                left.data.cast::<T>(),
-                left.column,
-                left.row,
-                right.data.cast::<T>(),
-                right.column,
-                right.row,
-                T::ZERO,
-                T::ONE,
-                false,
-                false,
-                false,
-                parallelism,
-            );
-        }
+        let longer = rows.max(columns);
+        let stripes = threads.min(longer / STRIPE).max(1);
+        let width = longer.div_ceil(stripes).next_multiple_of(STRIPE / 2);
+        let within = threads / stripes;
+        let parallelism = if within > 1 { Parallelism::Rayon(within) } else { Parallelism::None };
+        let stripe = |i: usize| {
+            let (first, width) = (i * width, width.min(longer.saturating_sub(i * width)));
+            let (row, column, rows, columns) = match rows == longer {
+                true => (first, 0, width, columns),
+                false => (0, first, rows, width),
+            };
+            if width == 0 {
+                return Ok(());
+            }
+            // SAFETY: the matrices lie inside their buffers, and the output, whose strides are positive,
+            // overlaps neither operand; stripes of it do not overlap.
+            unsafe {
+                T::library()(
+                    rows,
+                    columns,
+                    self.depth,
+                    output.at::<T>(row, column),
+                    output.column,
+                    output.row,
+                    false,
+                    left.at::<T>(row, 0),
+                    left.column,
+                    left.row,
+                    right.at::<T>(0, column),
+                    right.column,
+                    right.row,
+                    T::ZERO,
+                    T::ONE,
+                    false,
+                    false,
+                    false,
+                    parallelism,
+                );
+            }
+            Ok(())
+        };
+        context.parallel(stripes, stripe)
     }
 
     fn integers<T: Copy + Default>(

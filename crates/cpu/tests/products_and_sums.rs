@@ -64,8 +64,16 @@ fn bytes_of(words: &[u64]) -> &[u8] {
 #[test]
 fn products_of_every_type_and_layout() {
     for dtype in [DType::F64, DType::F32, DType::BF16, DType::F16, DType::I64, DType::I32, DType::U8] {
-        for (batch, rows, depth, columns) in [(1, 1, 70, 5), (3, 17, 33, 9), (2, 65, 300, 130), (5, 4, 0, 3)]
-        {
+        // The last two are shared by threads, in stripes of rows and of columns.
+        let sizes = [
+            (1, 1, 70, 5),
+            (3, 17, 33, 9),
+            (2, 65, 300, 130),
+            (5, 4, 0, 3),
+            (1, 270, 40, 33),
+            (1, 4, 1030, 260),
+        ];
+        for (batch, rows, depth, columns) in sizes {
             for (shared, turned) in [(false, false), (true, false), (false, true)] {
                 let left = elements(dtype, 1, batch * rows * depth);
                 let right = elements(dtype, 2, batch * depth * columns);
