@@ -5,6 +5,7 @@ use std::marker::PhantomData;
 use tilewright_ir::{DType, Scalar};
 use tilewright_plan::Kind;
 
+use super::map::unknown;
 use crate::isa::{Compiled, Isa, Kernel, Machine, select};
 
 /// A copy of rows of lanes, with conversion.
@@ -105,8 +106,8 @@ impl<F: Conversion> Kernel for MoveRows<F> {
             return;
         }
         for row in 0..rows as isize {
-            let from = from.wrapping_offset(row * from_row).cast::<F::From>();
-            let to = to.wrapping_offset(row * to_row).cast::<F::To>();
+            let from = unknown(from.wrapping_offset(row * from_row).cast_mut()).cast::<F::From>();
+            let to = unknown(to.wrapping_offset(row * to_row)).cast::<F::To>();
             // SAFETY: the caller vouches for rows of so many lanes at these strides, not overlapping.
             unsafe {
                 match (from_lane, to_lane) {

@@ -55,7 +55,7 @@ impl Operand {
 /// operand is looked at for each row; else it is looked at for all rows at once, which fails where one steps backward,
 /// and elements are then taken one at a time.
 #[inline(always)]
-fn unknown(address: *mut u8) -> *mut u8 {
+pub(super) fn unknown(address: *mut u8) -> *mut u8 {
     #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
     {
         let mut address = address;
