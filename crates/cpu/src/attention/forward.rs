@@ -29,7 +29,7 @@ use crate::tile::{self, Stage, Tile};
 /// Queries of a unit.
 const QUERIES: usize = 64;
 /// Keys of a panel of scores; a multiple of every panel's width.
-const KEYS: usize = 128;
+pub(super) const KEYS: usize = 128;
 /// Units that there should be, for threads to share.
 const UNITS: usize = 16;
 /// Keys that a split has at least.

@@ -14,7 +14,10 @@ use crate::tile::{Argument, Feed, Live, Scratch, Stage, Target, Tile, TileProgra
 use crate::{Context, Isa};
 
 /// Keys of the widest tile.
-pub(super) const WIDEST: usize = 128;
+const WIDEST: usize = {
+    let (forward, backward) = (super::forward::KEYS, super::backward::KEYS);
+    if forward > backward { forward } else { backward }
+};
 
 /// A tile of pairs.
 #[derive(Clone, Copy, Debug)]
