@@ -269,6 +269,21 @@ def test_a_child_process_works() -> None:
     assert (run.stdout, run.returncode) == ("0\n", 0), run.stderr
 
 
+def test_what_pytorch_says_of_a_fork_is_made_clear(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a fork of a process that used CUDA, a captured tensor there cannot be read."""
+
+    def score(s: Tensor, b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
+        raise RuntimeError("CUDA error: initialization error")
+
+    q, k, v = (x.detach() for x in _qkv())
+    with pytest.raises(RuntimeError, match="initialization") as plain:
+        flex_attention(q, k, v, score)
+    assert not isinstance(plain.value, tilewright.ForkError)
+    monkeypatch.setattr(torch.cuda, "_is_in_bad_fork", lambda: True)
+    with pytest.raises(tilewright.ForkError, match="start processes that use the device by `spawn`"):
+        flex_attention(q, k, v, score)
+
+
 def test_a_device_that_is_not_there() -> None:
     q, k, v = (torch.randn(1, 1, 4, 4, device="meta") for _ in range(3))
     assert flex_attention(q, k, v).device.type == "meta"

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from tilewright import _program
-from tilewright._errors import TraceError
+from tilewright._errors import ForkError, TilewrightError, TraceError
 from tilewright._scan import Order
 from tilewright._scan import scan as write_scan
 from tilewright._trace.calling import run
@@ -40,7 +40,14 @@ _lock = threading.Lock()
 def _traced(trace: Callable[[], Result]) -> Result:
     """What ``trace`` gives, whether the call is recorded or not: only the user's own functions turn gradients off."""
     with torch.enable_grad():
-        return trace()
+        try:
+            return trace()
+        except RuntimeError as error:
+            # PyTorch, when a function reads a captured tensor there, says only that something could not be initialised.
+            if isinstance(error, TilewrightError) or not torch.cuda._is_in_bad_fork():
+                raise
+            advice = "start processes that use the device by `spawn`, or compute on the CPU in this one"
+            raise ForkError(f"error[fork]: CUDA was used before this process was forked\n   = help: {advice}") from error
 
 
 def _remembered(read: Reads | None, call: tuple[Hashable, ...], trace: Callable[[], Program]) -> Program:
